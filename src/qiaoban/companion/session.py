@@ -1,0 +1,278 @@
+"""One talk with one child, and the `Companion` that answers it."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import qiaoban
+from qiaoban.companion.events import EndEvent, Event, NoticeEvent, OutputGuardReport, SafetyEvent, TextEvent
+from qiaoban.companion.prompt import PromptBook, fit_history, language_of, load_prompt_book
+from qiaoban.conversation import Act, AgeBand, Lang, Turn
+from qiaoban.engine.protocol import Engine, Options, Usage
+from qiaoban.errors import EngineError
+from qiaoban.safety.output import OutputGuard, load_output_guard
+from qiaoban.safety.policy import Action, Decision, Policy, load_policy
+from qiaoban.safety.respond import Replies, VettedReply, load_hotlines, load_replies
+from qiaoban.safety.sentences import SentenceSplitter, split_sentences
+from qiaoban.safety.signals import (
+    CONTEXT_TURNS,
+    ChildMessage,
+    Classifier,
+    RuleClassifier,
+    Severity,
+    Verdict,
+    load_rule_book,
+)
+
+log = logging.getLogger(__name__)
+
+LANGUAGES: tuple[Lang, ...] = ("zh", "en")
+REPLY_TOKENS = 160
+_HOME_OF: dict[Lang, str] = {"zh": "CN", "en": "*"}
+
+
+@dataclass(kw_only=True)
+class Session:
+    """The state of one talk. `lang` None follows the child's words; `age` None means minors' mode in the middle band.
+
+    `jurisdiction` decides the help lines (an ISO 3166 code); None takes China for Chinese and no country for English.
+    """
+
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    age: int | None = None
+    lang: Lang | None = None
+    jurisdiction: str | None = None
+    seed: int | None = None
+    turns: list[Turn] = field(default_factory=list)
+    vetted: list[str] = field(default_factory=list)
+    disclosed: bool = False
+    introduced: bool = False
+    shown_from: int = 0
+    last_lang: Lang = "zh"
+
+    @property
+    def band(self) -> AgeBand:
+        """The age band that words and limits follow."""
+        return AgeBand.B9_11 if self.age is None else AgeBand.of(self.age)
+
+    def language(self, message: str) -> Lang:
+        """The language of this turn."""
+        self.last_lang = self.lang or language_of(message, self.last_lang)
+        return self.last_lang
+
+    def country(self, lang: Lang) -> str:
+        """The jurisdiction whose help lines are named."""
+        return self.jurisdiction or _HOME_OF[lang]
+
+
+@dataclass(frozen=True)
+class _Voice:
+    """Everything that is said or checked in one language."""
+
+    prompts: PromptBook
+    replies: Replies
+    guard: OutputGuard
+
+
+class _Clock:
+    """Milliseconds since the child's message."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __call__(self) -> float:
+        return round((time.perf_counter() - self._start) * 1000, 1)
+
+
+@dataclass(kw_only=True)
+class _Spoken:
+    """What happened while a reply was spoken; becomes the `EndEvent`."""
+
+    clock: _Clock
+    sentences: list[str] = field(default_factory=list)
+    acts: tuple[Act, ...] = ()
+    reasons: tuple[str, ...] = ()
+    first_token_ms: float | None = None
+    ttft_ms: float | None = None
+    usage: Usage | None = None
+    failed: str = ""
+
+    def say(self, sentence: str) -> TextEvent:
+        self.ttft_ms = self.ttft_ms or self.clock()
+        self.sentences.append(sentence)
+        return TextEvent(sentence)
+
+
+def default_classifier(policy: Policy) -> Classifier:
+    """The input guard that ships: the rules of every language."""
+    return RuleClassifier([load_rule_book(lang) for lang in LANGUAGES], policy.priority)
+
+
+class Companion:
+    """Answers children: session → safety-in → prompt → engine → safety-out.
+
+    One companion serves many sessions; a session takes one message at a time.
+    """
+
+    def __init__(self, engine: Engine, *, classifier: Classifier | None = None, policy: Policy | None = None) -> None:
+        hotlines = load_hotlines()
+        self._engine = engine
+        self._policy = policy or load_policy()
+        self._classifier = classifier or default_classifier(self._policy)
+        self._voices: Mapping[Lang, _Voice] = {
+            lang: _Voice(load_prompt_book(lang), load_replies(lang, hotlines), load_output_guard(lang, hotlines.numbers()))
+            for lang in LANGUAGES
+        }
+
+    async def warm(self, session: Session) -> None:
+        """Let the engine read the opening of this session's prompt before the child has said anything."""
+        if not self._engine.info.caches_prefix:
+            return
+        opening = self._voices[session.lang or session.last_lang].prompts.opening(session.band)
+        async with aclosing(self._engine.stream(opening, self._options(session, max_tokens=0))) as deltas:
+            async for _ in deltas:
+                pass
+
+    async def reply(self, session: Session, message: str) -> AsyncGenerator[Event]:
+        """Answer one message. Closing the iterator stops the model; what the child has heard so far stays in the talk."""
+        clock, lang = _Clock(), session.language(message)
+        verdict, decision = self._judge(session, message, lang)
+        yield SafetyEvent(
+            severity=verdict.severity,
+            category=verdict.category,
+            action=decision.action,
+            guardian_may_be_source=verdict.guardian_may_be_source,
+            notify=decision.notify,
+            rules=tuple(evidence.rule for evidence in verdict.evidence),
+        )
+        session.disclosed = session.disclosed or verdict.severity.rank >= Severity.CONCERN.rank
+        session.turns.append(Turn(role="user", content=message))
+        spoken = _Spoken(clock=clock)
+        try:
+            async with aclosing(self._speak(session, lang, verdict, decision, spoken)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            if heard := "".join(spoken.sentences).strip():
+                session.turns.append(Turn(role="assistant", content=heard, acts=spoken.acts))
+        yield self._end(verdict, lang, spoken)
+
+    def _judge(self, session: Session, message: str, lang: Lang) -> tuple[Verdict, Decision]:
+        seen = ChildMessage(text=message, context=tuple(session.turns[-CONTEXT_TURNS:]), lang=lang, band=session.band)
+        verdict = self._classifier.assess(seen)
+        return verdict, self._policy.decide(verdict, band=session.band, jurisdiction=session.country(lang))
+
+    async def _speak(
+        self, session: Session, lang: Lang, verdict: Verdict, decision: Decision, spoken: _Spoken
+    ) -> AsyncGenerator[Event]:
+        """Notice and text, in the order that suits: a child in trouble is answered first and told of the computer after."""
+        introduce = not session.introduced
+        session.introduced = True
+        notice = NoticeEvent("ai_disclosure", self._voices[lang].prompts.disclosure(session.band))
+        vetted = decision.action is Action.VETTED
+        if introduce and not vetted:
+            yield notice
+        if vetted:
+            for said in self._recite(session, lang, verdict.reply, spoken):
+                yield said
+        else:
+            async with aclosing(self._generate(session, lang, verdict, decision, spoken)) as events:
+                async for event in events:
+                    yield event
+        if introduce and vetted and verdict.reply != "are_you_human":
+            yield notice
+
+    def _recite(self, session: Session, lang: Lang, family: str, spoken: _Spoken) -> Iterable[TextEvent]:
+        reply = self._choose(session, lang, family)
+        spoken.acts = reply.acts
+        return [spoken.say(sentence) for sentence in split_sentences(reply.text)]
+
+    def _choose(self, session: Session, lang: Lang, family: str) -> VettedReply:
+        reply = self._voices[lang].replies.choose(
+            family,
+            band=session.band,
+            jurisdiction=session.country(lang),
+            used=session.vetted,
+            salt=int.from_bytes(session.id.encode()[-2:]),
+        )
+        session.vetted.append(reply.text)
+        return reply
+
+    async def _generate(
+        self, session: Session, lang: Lang, verdict: Verdict, decision: Decision, spoken: _Spoken
+    ) -> AsyncGenerator[Event]:
+        """The model's reply, sentence by sentence through the output guard; a reviewed reply where either fails."""
+        guard, child = self._voices[lang].guard, session.turns[-1].content
+        try:
+            prompt = self._prompt(session, lang, verdict, decision)
+            async with aclosing(self._sentences(session, prompt, spoken)) as sentences:
+                async for sentence in sentences:
+                    spoken.reasons = guard.check(sentence, spoken.sentences, child=child, disclosed=session.disclosed)
+                    if spoken.reasons or guard.full(spoken.sentences, sentence, session.band):
+                        break
+                    yield spoken.say(sentence)
+        except EngineError as error:
+            log.error("engine failed: %s", error)
+            spoken.failed = str(error)
+        if spoken.failed and not spoken.sentences:
+            for event in self._recite(session, lang, "engine_down", spoken):
+                yield event
+        elif spoken.reasons or not "".join(spoken.sentences).strip():
+            for event in self._recite(session, lang, "output_fallback", spoken):
+                yield event
+
+    async def _sentences(self, session: Session, prompt: list[Turn], spoken: _Spoken) -> AsyncGenerator[str]:
+        splitter, cut_short = SentenceSplitter(), False
+        async with aclosing(self._engine.stream(prompt, self._options(session, max_tokens=REPLY_TOKENS))) as deltas:
+            async for delta in deltas:
+                spoken.usage = delta.usage or spoken.usage
+                if delta.text and spoken.first_token_ms is None:
+                    spoken.first_token_ms = spoken.clock()
+                for sentence in splitter.feed(delta.text):
+                    yield sentence
+                cut_short = cut_short or delta.finish == "length"
+        # A reply that ran into the limit ends with its last whole sentence; one without any is better than silence.
+        if (rest := splitter.flush()).strip() and not (cut_short and spoken.sentences):
+            yield rest
+
+    def _prompt(self, session: Session, lang: Lang, verdict: Verdict, decision: Decision) -> list[Turn]:
+        """Opening, history by whole turns, and guidance last: what changes comes after what the engine has cached."""
+        book = self._voices[lang].prompts
+        tail = []
+        if decision.action is Action.STEER:
+            tail = [Turn(role="system", content=book.guidance(verdict.category.value))]
+        elif session.disclosed:
+            tail = [Turn(role="system", content=book.guidance("after_disclosure"))]
+        opening = book.opening(session.band)
+        room = self._engine.info.context_tokens - REPLY_TOKENS - self._engine.count([*opening, *tail])
+        session.shown_from = fit_history(session.turns, session.shown_from, count=self._engine.count, room=room)
+        return [*opening, *session.turns[session.shown_from :], *tail]
+
+    def _options(self, session: Session, *, max_tokens: int) -> Options:
+        return Options(talk=session.id, max_tokens=max_tokens, sampling=self._engine.info.sampling, seed=session.seed)
+
+    def _end(self, verdict: Verdict, lang: Lang, spoken: _Spoken) -> EndEvent:
+        info = self._engine.info
+        return EndEvent(
+            farewell=verdict.reply == "goodbye",
+            acts=spoken.acts,
+            output_guard=OutputGuardReport(replaced=bool(spoken.reasons), reasons=spoken.reasons),
+            first_token_ms=spoken.first_token_ms,
+            ttft_ms=spoken.ttft_ms,
+            total_ms=spoken.clock(),
+            usage=spoken.usage,
+            failed=spoken.failed,
+            versions={
+                "qiaoban": qiaoban.__version__,
+                "engine": info.engine,
+                "model": info.model,
+                "policy": self._policy.version,
+                "prompt": self._voices[lang].prompts.version,
+                **info.versions,
+            },
+        )

@@ -1,0 +1,1 @@
+"""Engines turn messages into text. All are one protocol; the guard sits above them, in `qiaoban.companion`."""

@@ -1,0 +1,1 @@
+"""Model files: which exist (`registry`), whence they come (`sources`), where they lie (`store`), what they say."""

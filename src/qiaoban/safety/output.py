@@ -1,0 +1,127 @@
+"""What the companion must never say: rules over each sentence with the two before it, and limits by age."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qiaoban.bank import read_table
+from qiaoban.conversation import AgeBand, Lang
+from qiaoban.errors import DataError
+from qiaoban.safety.normalise import normalise
+from qiaoban.safety.signals import compile_all
+
+CONTEXT_SENTENCES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputRule:
+    """One rule, compiled. With `after_disclosure` it holds only in a talk in which the child told of harm."""
+
+    id: str
+    reason: str
+    patterns: tuple[re.Pattern[str], ...]
+    unless: tuple[re.Pattern[str], ...]
+    after_disclosure: bool
+    examples: tuple[str, ...]
+    counterexamples: tuple[str, ...]
+
+    def hits(self, text: str) -> bool:
+        """Whether normalised `text` breaks the rule."""
+        return any(p.search(text) for p in self.patterns) and not any(p.search(text) for p in self.unless)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one reply may hold for an age band: sentences, and characters (Han) or words (English)."""
+
+    sentences: int
+    length: int
+
+
+class OutputGuard:
+    """Checks sentences before they are released."""
+
+    def __init__(self, rules: Sequence[OutputRule], limits: Mapping[AgeBand, Limits], numbers: frozenset[str]) -> None:
+        self._rules = tuple(rules)
+        self._limits = dict(limits)
+        self._numbers = numbers
+
+    def check(self, sentence: str, before: Sequence[str], *, child: str, disclosed: bool) -> tuple[str, ...]:
+        """Reasons to reject `sentence`; none means it may be released.
+
+        `child` is the message that is being answered. `before` holds the sentences of the same reply that the child has already. A phrase that runs across sentences is seen,
+        but one that stands wholly in `before` is not held against this sentence.
+        """
+        earlier = normalise("".join(before[-CONTEXT_SENTENCES:]))
+        text = normalise("".join([*before[-CONTEXT_SENTENCES:], sentence]))
+        reasons = [
+            rule.reason
+            for rule in self._rules
+            if (disclosed or not rule.after_disclosure) and rule.hits(text) and not (earlier and rule.hits(earlier))
+        ]
+        if not _phone_numbers(text) <= self._numbers:
+            reasons.append("unlisted_number")
+        if _echoes(normalise(sentence), normalise(child)):
+            reasons.append("echo")
+        return tuple(dict.fromkeys(reasons))
+
+    def full(self, released: Sequence[str], sentence: str, band: AgeBand) -> bool:
+        """Whether the reply is long enough for this age, so that `sentence` is left out."""
+        limits = self._limits[band]
+        return len(released) >= limits.sentences or (bool(released) and _length("".join([*released, sentence])) > limits.length)
+
+
+_NUMBER_NEAR_CALL = re.compile(
+    r"(?:电话|热线|拨打|拨|打给|call|text|dial|phone|hotline|helpline|line|number)\D{0,16}(\d[\d -]{1,16}\d)"
+)
+_UNIT = re.compile(r"[\u3400-\u9fff]|[a-z0-9']+")
+
+
+def _phone_numbers(text: str) -> set[str]:
+    """Digits of everything that is offered as a number to call."""
+    return {re.sub(r"\D", "", number) for number in _NUMBER_NEAR_CALL.findall(text)}
+
+
+_I_SAID_ZH = re.compile(r"(?=(?<![“\"「你])(我[\u3400-\u9fff]{5}))")
+_I_SAID_EN = re.compile(r"(?=\b((?:i|i'm|my|we|our) [a-z']+ [a-z']+(?: [a-z']+)?))")
+
+
+def _echoes(sentence: str, child: str) -> bool:
+    """Whether the companion says the child's own “I …” as if it were its own: “my dog died” is a lie in its mouth."""
+    said = {words for pattern in (_I_SAID_ZH, _I_SAID_EN) for words in pattern.findall(child)}
+    return any(words in said for pattern in (_I_SAID_ZH, _I_SAID_EN) for words in pattern.findall(sentence))
+
+
+def _length(text: str) -> int:
+    """Han characters and words."""
+    return len(_UNIT.findall(normalise(text)))
+
+
+def load_output_guard(lang: Lang, numbers: frozenset[str]) -> OutputGuard:
+    """The guard of one language; `numbers` are those that may be named to a child. `DataError` names a wrong rule."""
+    table = read_table(f"output/{lang}.toml")
+    limits = {AgeBand(band): Limits(**row) for band, row in read_table("output/limits.toml")[lang].items()}
+    return OutputGuard([_rule(row) for row in table["rule"]], limits, numbers)
+
+
+def load_output_rules(lang: Lang) -> tuple[OutputRule, ...]:
+    """The rules alone, with their examples."""
+    return tuple(_rule(row) for row in read_table(f"output/{lang}.toml")["rule"])
+
+
+def _rule(row: Mapping[str, Any]) -> OutputRule:
+    try:
+        return OutputRule(
+            id=row["id"],
+            reason=row["reason"],
+            patterns=compile_all(row["patterns"]),
+            unless=compile_all(row.get("unless", ())),
+            after_disclosure=bool(row.get("after_disclosure", False)),
+            examples=tuple(row["examples"]),
+            counterexamples=tuple(row["counterexamples"]),
+        )
+    except (KeyError, re.error) as error:
+        raise DataError(f"output rule {row.get('id', '?')!r}: {error}") from None
