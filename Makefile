@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 EXTRAS ?= dev,docs
+MODEL ?= qwen2.5-coder-0.5b
 BIN := .venv/bin
 say = @printf '\033[1m%s\033[0m\n'
 
@@ -12,10 +13,10 @@ help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 chat: .venv/installed ## Talk with the companion: install, pull and verify the weights, chat
-	$(say) 'model: pull (once, half a gigabyte) and check'
-	@$(BIN)/qiaoban models pull
+	$(say) 'model: $(MODEL), pulled once and checked'
+	@$(BIN)/qiaoban models pull $(MODEL)
 	$(say) 'talk'
-	@$(BIN)/qiaoban chat
+	@$(BIN)/qiaoban chat --model $(MODEL)
 
 test: .venv/installed-dev ## Run the tests, with branch coverage and real weights
 	$(say) 'model: pull (once, half a gigabyte) and check'

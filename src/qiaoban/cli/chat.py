@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources import as_file, files
+from itertools import chain
 
 import click
 
@@ -78,11 +79,13 @@ def command(
 
 
 @asynccontextmanager
-async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
-    """The engine, closed at the end whatever happens."""
+async def _opened(options: EngineOptions, session: Session) -> AsyncIterator[tuple[Companion, Engine]]:
+    """A companion that has read its opening for a session like this one; the engine is closed whatever happens."""
     engine = await open_engine(options.choice(), load())
     try:
-        yield engine
+        companion = Companion(engine)
+        await companion.warm(session)
+        yield companion, engine
     finally:
         await engine.close()
 
@@ -90,16 +93,19 @@ async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
 async def _converse(options: EngineOptions, child: _Child) -> int:
     from qiaoban.cli.terminal import talk_at_terminal
 
-    async with _opened(options) as engine:
-        return await talk_at_terminal(Companion(engine), child.session(), engine.info)
+    session = child.session()
+    async with _opened(options, session) as (companion, engine):
+        return await talk_at_terminal(companion, session, engine.info)
 
 
 async def _answer(options: EngineOptions, child: _Child, messages: list[str]) -> int:
     """Answer messages of one talk in plain text."""
     from qiaoban.cli.terminal import PlainTalk
 
-    async with _opened(options) as engine:
-        talk = PlainTalk(Companion(engine), child.session(), echo=len(messages) > 1)
+    session = child.session()
+    session.language(messages[0])
+    async with _opened(options, session) as (companion, _):
+        talk = PlainTalk(companion, session, echo=len(messages) > 1)
         for message in messages:
             if (await talk.turn(message)).farewell:
                 break
@@ -108,14 +114,12 @@ async def _answer(options: EngineOptions, child: _Child, messages: list[str]) ->
 
 async def _play_file(options: EngineOptions, child: _Child, file: str, *, as_json: bool) -> int:
     batch, failed = Batch(file), False
-    talks = iter(batch.records(ScriptedTalk))
+    talks = batch.records(ScriptedTalk)
     first = next(talks, None)
     if first is None:
         return 1 if batch.failed else 0
-    async with _opened(options) as engine:
-        companion = Companion(engine)
-        talk: ScriptedTalk | None = first
-        while talk is not None:
+    async with _opened(options, Session(id=first.id, age=first.age, lang=first.lang)) as (companion, _):
+        for talk in chain([first], talks):
             if as_json:
                 row, failures = await play(companion, talk, jurisdiction=child.jurisdiction, seed=child.seed)
                 emit(row)
@@ -124,7 +128,6 @@ async def _play_file(options: EngineOptions, child: _Child, file: str, *, as_jso
             for failure in failures:
                 note(f"{talk.id}: the engine failed: {failure}")
             failed = failed or bool(failures)
-            talk = next(talks, None)
     return 1 if failed or batch.failed else 0
 
 

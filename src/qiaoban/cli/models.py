@@ -41,9 +41,8 @@ def list_models(as_json: bool) -> None:
         name = f"{spec.id} *" if spec.id == DEFAULT_MODEL else spec.id
         table.add_row(name, _size(spec.size), state, " ".join(spec.languages), spec.licence)
     Console(soft_wrap=False).print(table)
-    note(
-        f"* the default; size ?: not pinned here, the digest is recorded at the first pull; models lie in {load().home / 'models'}"
-    )
+    note("* the default. Size ?: no digest is pinned; the first pull records it, and every later check keeps to it.")
+    note(f"Models lie in {load().home / 'models'}")
 
 
 @command.command("pull")

@@ -87,16 +87,13 @@ async def talk_at_terminal(companion: Companion, session: Session, info: EngineI
             ),
         )
     )
-    warming = asyncio.ensure_future(companion.warm(session))
     talk = PlainTalk(companion, session, echo=False, console=console)
     while (message := await _read(console)) is not None:
-        await warming
         if message.startswith("/"):
             if not _command(talk, message, console):
                 break
         elif message and (await _interruptible(talk, message)).farewell:
             break
-    await warming
     return 0
 
 

@@ -52,8 +52,9 @@ class OutputGuard:
     def check(self, sentence: str, before: Sequence[str], *, child: str, disclosed: bool) -> tuple[str, ...]:
         """Reasons to reject `sentence`; none means it may be released.
 
-        `child` is the message that is being answered. `before` holds the sentences of the same reply that the child has already. A phrase that runs across sentences is seen,
-        but one that stands wholly in `before` is not held against this sentence.
+        `child` is the message that is being answered. `before` holds the sentences of the same reply that the child has
+        already: a phrase that runs across sentences is seen, but one that stands wholly in `before` is not held against
+        this sentence.
         """
         earlier = normalise("".join(before[-CONTEXT_SENTENCES:]))
         text = normalise("".join([*before[-CONTEXT_SENTENCES:], sentence]))
