@@ -9,7 +9,7 @@ from pathlib import Path
 Value = str | bool | int | float | Sequence[str] | Sequence[int]
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # token types
-CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|end▁of▁turn|>", "<s>", "[INST]", "~~")
+CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|end▁of▁turn|>", "<s>", "[INST]")
 DEFINED = ("<tool_call>",)
 MERGES = ("h e", "l l", "he ll", "hell o", "Ġ w", "ä ½", "ä½ ł", "å ¥", "å¥ ½")  # hello, " w", 你, 好
 
@@ -21,25 +21,26 @@ def write_gguf(path: Path, pairs: Mapping[str, Value]) -> Path:
     return path
 
 
-def byte_level_pairs(*, pre: str = "qwen2", **more: Value) -> dict[str, Value]:
+def byte_level_pairs(**more: Value) -> dict[str, Value]:
     """The header of a model whose vocabulary is all 256 bytes, a few merges and a few control tokens.
 
-    `more` adds keys under `tokenizer.`, with `__` for a dot: `ggml__add_bos_token=True`.
+    `more` sets keys under `tokenizer.`, with `__` for a dot: `ggml__add_bos_token=True`.
     """
     letters = list(byte_alphabet().values())
     merged = ["".join(merge.split(" ")) for merge in MERGES]
     tokens = [*letters, *merged, *CONTROLS, *DEFINED]
     kinds = [NORMAL] * (len(letters) + len(merged)) + [CONTROL] * len(CONTROLS) + [USER_DEFINED] * len(DEFINED)
-    return {
+    pairs: dict[str, Value] = {
         "general.architecture": "qwen2",
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.pre": "qwen2",
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": kinds,
         "tokenizer.ggml.merges": list(MERGES),
         "tokenizer.ggml.bos_token_id": tokens.index("<s>"),
         "tokenizer.ggml.eos_token_id": tokens.index("<|im_end|>"),
-    } | {f"tokenizer.{key.replace('__', '.')}": value for key, value in more.items()}
+    }
+    return pairs | {f"tokenizer.{key.replace('__', '.')}": value for key, value in more.items()}
 
 
 def byte_alphabet() -> dict[int, str]:

@@ -36,7 +36,7 @@ optional_text = st.none() | st.text()
 turns = st.builds(
     Turn,
     role=st.sampled_from(["system", "user", "assistant"]),
-    content=st.text() | st.text(alphabet="\n\r\t\u2028\x00\x85\"\\ 你好👩‍👩‍👧😀e\u0301"),
+    content=st.text() | st.text(alphabet='\n\r\t\u2028\x00\x85"\\ 你好👩‍👩‍👧😀e\u0301'),
     acts=st.lists(st.sampled_from(Act), max_size=3).map(tuple),
     emotion=st.none() | st.sampled_from(Emotion),
     distress=st.none() | st.integers(0, 4),
@@ -328,7 +328,13 @@ def test_every_emotion_is_in_one_family() -> None:
 def test_a_talk_cannot_be_changed_or_made_wrong() -> None:
     one = talk()
     with pytest.raises(ValidationError, match="frozen"):
-        one.id = "b"  # type: ignore[misc]
+        one.id = "b"
     for wrong in ({"distress": 5}, {"distress": -1}, {"mood": "x"}):
         with pytest.raises(ValidationError):
             Turn.model_validate({"role": "user", "content": "x", **wrong})
+
+
+@pytest.mark.xfail(strict=True, reason="Turn takes it, and then writing and tokenising fail with Python's own errors")
+def test_a_turn_cannot_hold_half_a_character() -> None:
+    with pytest.raises(ValidationError):
+        Turn(role="user", content="a\ud83d")

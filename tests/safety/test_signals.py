@@ -20,24 +20,26 @@ GUARD = default_classifier(load_policy())
 by_rule = pytest.mark.parametrize(("lang", "rule"), RULES, ids=[rule.id for _, rule in RULES])
 
 
-def asked_for(rule: Rule) -> str:
-    """A companion turn that such a rule waits for; rules without one do not care."""
-    return {
-        "zh": "你有没有想过伤害自己？你现在安全吗？",
-        "en": "have you thought about hurting yourself? are you safe right now?",
-    }[rule.id[:2]]
+def asked_for(lang: Lang, rule: Rule) -> str:
+    """One of our own replies that asks what the rule waits for; rules that wait for nothing do not care."""
+    if rule.asked is None:
+        return ""
+    own = (normalise(text) for text in load_replies(lang, load_hotlines()).all_texts())
+    return next(text for text in own if rule.asked.search(text))
 
 
 @by_rule
 def test_every_example_fires_its_rule(lang: Lang, rule: Rule) -> None:
-    silent = [text for text in rule.examples if rule.search(normalise(text), normalise(asked_for(rule))) is None]
+    before = asked_for(lang, rule)
+    silent = [text for text in rule.examples if rule.search(normalise(text), before) is None]
     assert not silent, f"{rule.id} misses its own examples"
     assert len(rule.examples) >= 3
 
 
 @by_rule
 def test_no_counterexample_fires_its_rule(lang: Lang, rule: Rule) -> None:
-    alarms = [text for text in rule.counterexamples if rule.search(normalise(text), normalise(asked_for(rule))) is not None]
+    before = asked_for(lang, rule)
+    alarms = [text for text in rule.counterexamples if rule.search(normalise(text), before) is not None]
     assert not alarms, f"{rule.id} fires on its own look-alikes"
     assert len(rule.counterexamples) >= 2
 
