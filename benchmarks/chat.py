@@ -94,6 +94,8 @@ def ours(path: str) -> Callable[[dict[str, Any]], Shot]:
     companion = Companion(engine)
     sessions: dict[str, Session] = {}
 
+    loop.run_until_complete(companion.warm(Session(lang="zh")))
+
     async def decode(request: dict[str, Any]) -> Shot:
         watch = _Watch()
         messages = [Turn(**m) for m in request["messages"]]

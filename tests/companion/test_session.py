@@ -108,8 +108,8 @@ class TestOutputGuard:
         assert "秘密" not in text_of(events)
         assert engine.cancelled == 1
 
-    async def test_advice_to_face_an_abuser_is_wrong_only_after_a_disclosure(self) -> None:
-        advice = "你可以跟爸爸好好谈一谈。"
+    async def test_telling_a_parent_is_good_advice_until_a_parent_may_be_the_one_who_hurts(self) -> None:
+        advice = "你可以跟爸爸说说。"
         companion = Companion(ScriptedEngine(lambda _: advice))
         fine = Session(age=10)
         assert advice in text_of(await turn(companion, fine, "我想周末去公园玩，不知道爸爸肯不肯"))
@@ -125,7 +125,7 @@ class TestOutputGuard:
 
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
-        bad=st.sampled_from([e for rule in load_output_rules("zh") for e in rule.examples if not rule.after_disclosure]),
+        bad=st.sampled_from([e for rule in load_output_rules("zh") for e in rule.examples if not rule.guardian_suspected]),
         lead=st.sampled_from(["", "听起来真不容易。", "嗯嗯，我在听。"]),
         tail=st.sampled_from(["", "你想说说吗？"]),
         piece=st.integers(min_value=1, max_value=40),

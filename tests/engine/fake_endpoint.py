@@ -44,6 +44,7 @@ class FakeEndpoint:
     url: str
     answers: list[Answer] = field(default_factory=list)
     exchanges: list[Exchange] = field(default_factory=list)
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
     left: asyncio.Event = field(default_factory=asyncio.Event)  # the caller closed the connection in mid-answer
 
     @property
@@ -60,6 +61,7 @@ async def fake_endpoint() -> AsyncGenerator[FakeEndpoint]:
         try:
             exchange = await _read_request(reader, writer)
             endpoint.exchanges.append(exchange)
+            endpoint.asked.set()
             answer = endpoint.answers.pop(0)
             gone = asyncio.ensure_future(reader.read())
             work = asyncio.ensure_future(answer(exchange))

@@ -324,8 +324,7 @@ async def test_closing_the_stream_closes_the_connection(endpoint: FakeEndpoint, 
 
 async def test_cancelling_the_task_closes_the_connection(endpoint: FakeEndpoint, open_engine: Open) -> None:
     task = asyncio.create_task(reply(open_engine(hangs(chunk("好")))))
-    while not endpoint.exchanges:
-        await asyncio.sleep(0.01)
+    await asyncio.wait_for(endpoint.asked.wait(), 5)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

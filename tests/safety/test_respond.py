@@ -96,7 +96,7 @@ def test_our_own_words_pass_our_own_output_guard(lang: Lang, family: str) -> Non
             for text in talk(lang, family, band, turns=10, jurisdiction=jurisdiction):
                 said: list[str] = []
                 for sentence in split_sentences(text):
-                    assert guard.check(sentence, said, child="", disclosed=True) == (), sentence
+                    assert guard.check(sentence, said, child="", guardian_suspected=True) == (), sentence
                     said.append(sentence)
 
 

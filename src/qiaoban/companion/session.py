@@ -51,6 +51,7 @@ class Session:
     turns: list[Turn] = field(default_factory=list)
     vetted: list[str] = field(default_factory=list)
     disclosed: bool = False
+    guardian_suspected: bool = False
     introduced: bool = False
     shown_from: int = 0
     last_lang: Lang = "zh"
@@ -130,13 +131,12 @@ class Companion:
         }
 
     async def warm(self, session: Session) -> None:
-        """Let the engine read the opening of this session's prompt before the child has said anything."""
-        if not self._engine.info.caches_prefix:
-            return
+        """Let the engine read the opening of a session's prompt before a child has said anything, once for every slot."""
         opening = self._voices[session.lang or session.last_lang].prompts.opening(session.band)
-        async with aclosing(self._engine.stream(opening, self._options(session, max_tokens=0))) as deltas:
-            async for _ in deltas:
-                pass
+        for slot in range(self._engine.info.prefix_slots):
+            async with aclosing(self._engine.stream(opening, Options(talk=f"warm {slot}", max_tokens=0))) as deltas:
+                async for _ in deltas:
+                    pass
 
     async def reply(self, session: Session, message: str) -> AsyncGenerator[Event]:
         """Answer one message. Closing the iterator stops the model; what the child has heard so far stays in the talk."""
@@ -151,6 +151,7 @@ class Companion:
             rules=tuple(evidence.rule for evidence in verdict.evidence),
         )
         session.disclosed = session.disclosed or verdict.severity.rank >= Severity.CONCERN.rank
+        session.guardian_suspected = session.guardian_suspected or verdict.guardian_may_be_source
         session.turns.append(Turn(role="user", content=message))
         spoken = _Spoken(clock=clock)
         try:
@@ -212,7 +213,9 @@ class Companion:
             prompt = self._prompt(session, lang, verdict, decision)
             async with aclosing(self._sentences(session, prompt, spoken)) as sentences:
                 async for sentence in sentences:
-                    spoken.reasons = guard.check(sentence, spoken.sentences, child=child, disclosed=session.disclosed)
+                    spoken.reasons = guard.check(
+                        sentence, spoken.sentences, child=child, guardian_suspected=session.guardian_suspected
+                    )
                     if spoken.reasons or guard.full(spoken.sentences, sentence, session.band):
                         break
                     yield spoken.say(sentence)

@@ -7,10 +7,11 @@ An engine is published under the entry-point group `qiaoban.plugins` with the na
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Any
 
 from qiaoban.engine.protocol import Engine
 from qiaoban.errors import UsageError
@@ -24,31 +25,44 @@ _PREFIX = "engine."
 
 @dataclass(frozen=True, kw_only=True)
 class EngineChoice:
-    """What the caller asked for. `model` is an id of the registry, a path, or the endpoint's name for its model."""
+    """What the caller asked for.
+
+    `model` is an id of the registry, a path, or the endpoint's name for its model; without one, local engines take the
+    default model. `slots` is how many talks the embedded engine keeps in memory; `extra_body` goes into an endpoint's requests.
+    """
 
     engine: str = "llamacpp"
-    model: str = DEFAULT_MODEL
+    model: str | None = None
     base_url: str | None = None
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
     adapter: Path | None = None
     threads: int | None = None
     context_tokens: int | None = None
+    slots: int = 1
 
     def local_path(self, settings: Settings) -> Path:
         """The file or folder that `model` means. `UsageError` when it is neither a path nor installed."""
-        path = Path(self.model).expanduser()
+        model = self.model or DEFAULT_MODEL
+        path = Path(model).expanduser()
         if self.spec is None and path.exists():
             return path
-        return ModelStore(settings.home, settings=settings).path(self.model)
+        return ModelStore(settings.home, settings=settings).path(model)
 
     @property
     def spec(self) -> ModelSpec | None:
         """The registry's entry, if `model` is one."""
-        return load_registry().get(self.model)
+        return load_registry().get(self.model or DEFAULT_MODEL)
 
     @property
     def sampling(self) -> Sampling:
         """The sampling that suits the model."""
         return self.spec.sampling if self.spec else Sampling()
+
+    def refuse(self, **given: object) -> None:
+        """`UsageError` when an option was given that this engine cannot honour."""
+        for name, value in given.items():
+            if value:
+                raise UsageError(f"the {self.engine} engine cannot take {name} ({value})", hint="leave the option out")
 
 
 def engines() -> Mapping[str, EntryPoint]:

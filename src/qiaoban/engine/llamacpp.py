@@ -57,7 +57,7 @@ class LlamaCppEngine:
             model=config.model or config.path.stem,
             context_tokens=config.context_tokens,
             sampling=config.sampling,
-            caches_prefix=True,
+            prefix_slots=config.slots,
             versions={"xllamacpp": version} | ({"adapter": config.adapter.name} if config.adapter else {}),
         )
 
@@ -86,7 +86,8 @@ class LlamaCppEngine:
         call = _Call(self._opened(), request)
         try:
             async for chunk in call.chunks():
-                yield _delta(chunk)
+                if delta := _delta(chunk):
+                    yield delta
         finally:
             await call.stop()
 
@@ -138,8 +139,7 @@ class _Call:
         while (chunk := await self._queue.get()) is not None:
             if "error" in chunk:
                 raise EngineError(f"llama.cpp refused the prompt: {chunk['error'].get('message', chunk['error'])}")
-            if "prompt_progress" not in chunk:
-                yield chunk
+            yield chunk
         await self._work
 
     async def stop(self) -> None:
@@ -188,9 +188,15 @@ def _request(prompt: list[int] | str, slot: int, options: Options) -> dict[str, 
     return request
 
 
-def _delta(chunk: dict[str, Any]) -> Delta:
+def _delta(chunk: dict[str, Any]) -> Delta | None:
+    """The chunk as a delta: one when the prompt has been read, then text, then the end."""
     choice = chunk["choices"][0]
     finish = choice.get("finish_reason")
+    if progress := chunk.get("prompt_progress"):
+        if progress["processed"] < progress["total"]:
+            return None
+        usage = Usage(prompt_tokens=progress["total"], cached_tokens=progress["cache"], completion_tokens=0)
+        return Delta("", usage=usage)
     if finish is None:
         return Delta(choice["text"])
     timings = chunk.get("timings", {})
@@ -242,13 +248,15 @@ def _params(xllamacpp: Any, config: LlamaCppConfig) -> Any:
 
 async def open_engine(choice: EngineChoice, settings: Settings) -> Engine:
     """The entry point `engine.llamacpp`."""
+    choice.refuse(extra_body=choice.extra_body)
     return await LlamaCppEngine.load(
         LlamaCppConfig(
             path=choice.local_path(settings),
-            model=choice.model if choice.spec else "",
+            model=choice.spec.id if choice.spec else "",
             adapter=choice.adapter,
             threads=choice.threads or settings.threads,
             context_tokens=choice.context_tokens or LlamaCppConfig.context_tokens,
+            slots=choice.slots,
             sampling=choice.sampling,
         )
     )

@@ -212,9 +212,12 @@ def check_url(base_url: str) -> str:
 
 async def open_engine(choice: EngineChoice, settings: Settings) -> Engine:
     """The entry point `engine.openai`. The URL comes from the call, else from `OPENAI_BASE_URL`."""
+    choice.refuse(adapter=choice.adapter, threads=choice.threads)
     url = choice.base_url or settings.openai_base_url
     if not url:
         raise UsageError("the openai engine needs a URL", hint="give --base-url, or set OPENAI_BASE_URL")
+    if not choice.model:
+        raise UsageError("the openai engine needs the endpoint's name for its model", hint="give --model")
     return OpenAIEngine(
         OpenAIConfig(
             model=choice.model,
@@ -222,5 +225,6 @@ async def open_engine(choice: EngineChoice, settings: Settings) -> Engine:
             api_key=settings.openai_api_key or "",
             context_tokens=choice.context_tokens or OpenAIConfig.context_tokens,
             sampling=choice.sampling,
+            extra_body=choice.extra_body,
         )
     )

@@ -38,7 +38,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of the reply, always whole characters. The last one carries `finish`, and `usage` where it is known."""
+    """A piece of the reply, always whole characters; the text may be empty.
+
+    The last one carries `finish`. `usage` comes with it where it is known, and with an engine that can tell also as soon as
+    the prompt has been read, so that a reply which is stopped early is counted too.
+    """
 
     text: str
     finish: Finish | None = None
@@ -47,13 +51,16 @@ class Delta:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineInfo:
-    """What an engine runs: for logs, prompts and `qiaoban doctor`."""
+    """What an engine runs: for logs, prompts and `qiaoban doctor`.
+
+    `prefix_slots` is how many talks keep their prompt in memory between turns; 0 where there is nothing to warm.
+    """
 
     engine: str
     model: str
     context_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
-    caches_prefix: bool = False
+    prefix_slots: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
 
 

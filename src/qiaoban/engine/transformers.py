@@ -188,6 +188,7 @@ def _generate(model: Any, streamer: Any, prompt: list[int], options: Options, le
 
 async def open_engine(choice: EngineChoice, settings: Settings) -> Engine:
     """The entry point `engine.transformers`."""
+    choice.refuse(adapter=choice.adapter, threads=choice.threads, extra_body=choice.extra_body)
     return await TransformersEngine.load(
         TransformersConfig(
             path=choice.local_path(settings),

@@ -18,13 +18,13 @@ CONTEXT_SENTENCES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class OutputRule:
-    """One rule, compiled. With `after_disclosure` it holds only in a talk in which the child told of harm."""
+    """One rule, compiled. With `guardian_suspected` it holds only in a talk whose harm may come from a guardian."""
 
     id: str
     reason: str
     patterns: tuple[re.Pattern[str], ...]
     unless: tuple[re.Pattern[str], ...]
-    after_disclosure: bool
+    guardian_suspected: bool
     examples: tuple[str, ...]
     counterexamples: tuple[str, ...]
 
@@ -49,7 +49,7 @@ class OutputGuard:
         self._limits = dict(limits)
         self._numbers = numbers
 
-    def check(self, sentence: str, before: Sequence[str], *, child: str, disclosed: bool) -> tuple[str, ...]:
+    def check(self, sentence: str, before: Sequence[str], *, child: str, guardian_suspected: bool) -> tuple[str, ...]:
         """Reasons to reject `sentence`; none means it may be released.
 
         `child` is the message that is being answered. `before` holds the sentences of the same reply that the child has
@@ -61,7 +61,7 @@ class OutputGuard:
         reasons = [
             rule.reason
             for rule in self._rules
-            if (disclosed or not rule.after_disclosure) and rule.hits(text) and not (earlier and rule.hits(earlier))
+            if (guardian_suspected or not rule.guardian_suspected) and rule.hits(text) and not (earlier and rule.hits(earlier))
         ]
         if not _phone_numbers(text) <= self._numbers:
             reasons.append("unlisted_number")
@@ -120,7 +120,7 @@ def _rule(row: Mapping[str, Any]) -> OutputRule:
             reason=row["reason"],
             patterns=compile_all(row["patterns"]),
             unless=compile_all(row.get("unless", ())),
-            after_disclosure=bool(row.get("after_disclosure", False)),
+            guardian_suspected=bool(row.get("guardian_suspected", False)),
             examples=tuple(row["examples"]),
             counterexamples=tuple(row["counterexamples"]),
         )
