@@ -5,10 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from qiaoban.safety.sentences import LONGEST, SentenceSplitter, split_sentences
+
+calm = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 
 PIECES = [
     "。", "！", "？", "!", "?", ".", "…", "”", "’", "』", "）", '"', "'", ")", "，", ",", " ", "\n", "\u3000", "“", "~",
@@ -18,6 +20,7 @@ prose = st.lists(st.sampled_from(PIECES), max_size=40).map("".join)
 texts = st.text() | prose | prose.map(lambda text: text * 8)
 
 
+@calm
 @given(texts)
 def test_the_sentences_are_the_text(text: str) -> None:
     sentences = split_sentences(text)
@@ -25,6 +28,7 @@ def test_the_sentences_are_the_text(text: str) -> None:
     assert "" not in sentences
 
 
+@calm
 @given(texts, st.data())
 @example("她说：“好！👩‍👩‍👧”然后走了。", None)
 def test_the_cut_into_pieces_makes_no_difference(text: str, data: st.DataObject | None) -> None:
@@ -36,6 +40,7 @@ def test_the_cut_into_pieces_makes_no_difference(text: str, data: st.DataObject 
     assert [*sentences, *([rest] if rest else [])] == split_sentences(text)
 
 
+@calm
 @given(texts)
 def test_nothing_is_held_longer_than_the_longest(text: str) -> None:
     splitter = SentenceSplitter()
@@ -46,6 +51,7 @@ def test_nothing_is_held_longer_than_the_longest(text: str) -> None:
     assert max((len(sentence) for sentence in split_sentences(text)), default=0) <= LONGEST
 
 
+@calm
 @given(prose, prose)
 def test_a_splitter_is_as_new_after_a_flush(first: str, second: str) -> None:
     splitter = SentenceSplitter()

@@ -107,6 +107,32 @@ EMOTION_FAMILIES: dict[str, tuple[Emotion, ...]] = {
 _FAMILY_OF = {leaf: family for family, leaves in EMOTION_FAMILIES.items() for leaf in leaves}
 
 
+class Category(StrEnum):
+    """Kinds of risk, from the child-safety specification."""
+
+    SELF_HARM = "self_harm"
+    SUICIDE = "suicide"
+    PHYSICAL_ABUSE = "physical_abuse"
+    SEXUAL_ABUSE = "sexual_abuse"
+    GROOMING_ONLINE = "grooming_online"
+    NEGLECT = "neglect"
+    DOMESTIC_VIOLENCE = "domestic_violence"
+    BULLYING = "bullying"
+    VIOLENCE_TO_OTHERS = "violence_to_others"
+    EATING_DISORDER = "eating_disorder"
+    RUNNING_AWAY = "running_away"
+    DANGEROUS_ACT = "dangerous_act"
+    MEDICAL_EMERGENCY = "medical_emergency"
+    SUBSTANCE = "substance"
+    SEXUAL_CONTENT = "sexual_content"
+    PII_SHARING = "pii_sharing"
+    SECRET_KEEPING = "secret_keeping"  # noqa: S105 - not a password
+    OVER_RELIANCE_ON_AI = "over_reliance_on_ai"
+    HATE_INSULT = "hate_insult"
+    PROMPT_INJECTION = "prompt_injection"
+    BENIGN = "benign"
+
+
 class AgeBand(StrEnum):
     """Bands in years. The product serves 6–17; the corpus holds 5–17."""
 
@@ -149,7 +175,7 @@ class Turn(_Strict):
 
 
 class Meta(_Strict):
-    """What the conversation is about. `risk` names a safety category, or none when the talk is benign."""
+    """What the conversation is about. `risk` is the kind of harm that it is about, if any."""
 
     lang: Lang | None = None
     topic: str | None = None
@@ -157,7 +183,7 @@ class Meta(_Strict):
     age_band: AgeBand | None = None
     emotion: Emotion | None = None
     outcome: str | None = None
-    risk: str | None = None
+    risk: Category | None = None
     relation: str | None = None
 
 

@@ -60,7 +60,10 @@ def test_the_seed_cases_in_the_batch_form() -> None:
         assert not re.search("\ufffd", json.dumps(talk, ensure_ascii=False))
     for name in ("case1-zh", "case1-en", "case2-zh", "case2-en"):
         assert {turn["safety"]["severity"] for turn in talks[name]["turns"]} == {"none"}, name
-    for name, fault in (("case3-zh", "不是你的错|不怪你|错不在你"), ("case3-en", "not your fault|isn't your fault|nothing wrong")):
+    for name, fault in (
+        ("case3-zh", "不是你的错|不怪你|错不在你"),
+        ("case3-en", "not your fault|isn't your fault|nothing wrong"),
+    ):
         said = " ".join(turn["reply"] for turn in talks[name]["turns"])
         assert re.search(fault, said, re.IGNORECASE), said
         assert sum(turn["safety"]["guardian_may_be_source"] for turn in talks[name]["turns"]) >= 4

@@ -7,11 +7,13 @@ from itertools import accumulate, pairwise
 from typing import get_args
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qiaoban.companion.prompt import fit_history, language_of, load_prompt_book
 from qiaoban.conversation import AgeBand, Lang, Turn
+
+calm = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 
 CATEGORIES = ("anything else", "after_disclosure")
 
@@ -39,6 +41,7 @@ def test_what_tells_nothing_keeps_the_language(text: str, otherwise: Lang) -> No
     assert language_of(text, otherwise) == otherwise
 
 
+@calm
 @given(st.text(), st.sampled_from(["zh", "en"]))
 def test_language_of_any_text_is_one_of_two(text: str, otherwise: Lang) -> None:
     assert language_of(text, otherwise) in {"zh", "en"}
@@ -84,9 +87,10 @@ def cases(draw: st.DrawFn) -> tuple[list[Turn], int, int]:
     """Turns, a start at a child's turn, and a room."""
     turns = history(draw(sizes))
     starts = [i for i, turn in enumerate(turns) if turn.role == "user"]
-    return turns, draw(st.sampled_from(starts)), draw(st.integers(0, 300))
+    return turns, draw(st.sampled_from(starts)), draw(st.integers(0, size(turns) + 20))
 
 
+@calm
 @given(cases())
 def test_history_is_whole_turns_from_a_childs_turn_on_and_fits(case: tuple[list[Turn], int, int]) -> None:
     turns, start, room = case
@@ -96,6 +100,7 @@ def test_history_is_whole_turns_from_a_childs_turn_on_and_fits(case: tuple[list[
     assert size(turns[at:]) <= room or at == len(turns) - 1
 
 
+@calm
 @given(cases())
 def test_history_is_left_alone_while_it_fits_and_else_cut_to_half(case: tuple[list[Turn], int, int]) -> None:
     turns, start, room = case
@@ -108,6 +113,7 @@ def test_history_is_left_alone_while_it_fits_and_else_cut_to_half(case: tuple[li
     assert all(size(turns[i:]) > room // 2 for i in earlier)  # no more is given up than that needs
 
 
+@calm
 @given(cases())
 def test_history_is_cut_the_same_way_each_time_and_settles(case: tuple[list[Turn], int, int]) -> None:
     turns, start, room = case
@@ -116,15 +122,16 @@ def test_history_is_cut_the_same_way_each_time_and_settles(case: tuple[list[Turn
     assert fit_history(turns, at, count=size, room=room) == at
 
 
-@given(sizes, st.integers(120, 400))
+@calm
+@given(st.lists(st.integers(20, 60), min_size=20, max_size=40), st.integers(120, 300))
 def test_over_a_talk_the_prefix_is_given_up_once_in_many_turns(more: list[int], room: int) -> None:
-    assume(sum(more) > room)
     turns, at, cuts = history(more), 0, [0]
     for end in range(1, len(turns) + 1):
         if turns[end - 1].role == "user":
             now = fit_history(turns[:end], at, count=size, room=room)
             cuts += [now] if now != at else []
             at = now
+    assert len(cuts) > 1
     # Between two cuts at least half of the room is filled anew, so a cut gives up at least a quarter of it.
     totals = [0, *accumulate(int(turn.content) for turn in turns)]
     assert all(totals[b] - totals[a] >= room // 4 for a, b in pairwise(cuts))
@@ -139,4 +146,10 @@ def test_the_last_turn_stays_even_when_it_alone_is_too_much() -> None:
 def test_a_count_with_a_cost_for_the_whole_is_respected() -> None:
     turns = history([10] * 9)
     at = fit_history(turns, 0, count=lambda shown: size(shown) + 30, room=100)
-    assert size(turns[at:]) + 30 <= 50
+    assert at == 8  # turns 7 and 8 would fit in half, but turn 7 is the companion's
+
+
+def test_history_is_cut_before_a_childs_turn() -> None:
+    turns = history([10] * 21)
+    assert fit_history(turns, 0, count=size, room=100) == 16  # 50 tokens, the half
+    assert fit_history(turns, 0, count=size, room=120) == 16  # turn 15 on would fit in 60; it is the companion's

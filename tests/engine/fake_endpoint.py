@@ -62,7 +62,7 @@ async def fake_endpoint() -> AsyncGenerator[FakeEndpoint]:
             exchange = await _read_request(reader, writer)
             endpoint.exchanges.append(exchange)
             endpoint.asked.set()
-            answer = endpoint.answers.pop(0)
+            answer = endpoint.answers.pop(0) if endpoint.answers else refuses(418, "no answer is left")
             gone = asyncio.ensure_future(reader.read())
             work = asyncio.ensure_future(answer(exchange))
             await asyncio.wait([gone, work], return_when=asyncio.FIRST_COMPLETED)

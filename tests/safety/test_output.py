@@ -86,8 +86,9 @@ class TestEcho:
         )
 
     def test_english(self) -> None:
-        assert GUARDS["en"].check("My cat died yesterday.", [], child="my cat died yesterday", guardian_suspected=False) == (
-            "echo",
+        assert (
+            GUARDS["en"].check("My cat died yesterday.", [], child="my cat died yesterday", guardian_suspected=False)[-1]
+            == "echo"
         )
 
     def test_quoting_the_child_is_listening(self) -> None:

@@ -7,10 +7,10 @@ import itertools
 import pytest
 
 from qiaoban.bank import read_table
-from qiaoban.conversation import AgeBand
+from qiaoban.conversation import AgeBand, Category
 from qiaoban.errors import DataError
 from qiaoban.safety.policy import Action, Policy, When, Whom, load_policy
-from qiaoban.safety.signals import Category, Severity, Verdict
+from qiaoban.safety.signals import Severity, Verdict
 
 POLICY = load_policy()
 

@@ -7,12 +7,11 @@ from datetime import timedelta
 
 import pytest
 
-from qiaoban.conversation import AgeBand, Lang
+from qiaoban.conversation import AgeBand, Category, Lang
 from qiaoban.safety.normalise import normalise
 from qiaoban.safety.output import load_output_guard
 from qiaoban.safety.respond import load_hotlines, load_replies
 from qiaoban.safety.sentences import split_sentences
-from qiaoban.safety.signals import Category
 
 LANGS: tuple[Lang, ...] = ("zh", "en")
 HOTLINES = load_hotlines()
@@ -71,6 +70,18 @@ def test_r16_every_crisis_reply_names_the_help_line_of_the_country(
             assert number in re.sub(r"\D", "", text)
 
 
+BELIEVES = {"zh": "相信|信你|都信|谢谢你", "en": "believe|thank you"}
+
+
+@by_lang
+@pytest.mark.parametrize("family", ["physical_abuse", "sexual_abuse", "domestic_violence", "neglect", "grooming_online"])
+def test_a_child_who_tells_is_believed_before_anything_else(lang: Lang, family: str) -> None:
+    for band in AgeBand:
+        for salt in range(6):
+            said = REPLIES[lang].choose(family, band=band, jurisdiction="CN", used=[], salt=salt).text
+            assert re.search(BELIEVES[lang], said, re.IGNORECASE), said
+
+
 @by_lang
 def test_a_medical_emergency_names_the_ambulance(lang: Lang) -> None:
     for band in AgeBand:
@@ -91,12 +102,13 @@ def test_replies_are_short_and_ask_one_thing(lang: Lang, family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_our_own_words_pass_our_own_output_guard(lang: Lang, family: str) -> None:
     guard = load_output_guard(lang, HOTLINES.numbers())
+    suspected = family in ("physical_abuse", "sexual_abuse", "domestic_violence", "neglect")
     for jurisdiction in ("CN", "GB", "US", "*"):
         for band in AgeBand:
             for text in talk(lang, family, band, turns=10, jurisdiction=jurisdiction):
                 said: list[str] = []
                 for sentence in split_sentences(text):
-                    assert guard.check(sentence, said, child="", guardian_suspected=True) == (), sentence
+                    assert guard.check(sentence, said, child="", guardian_suspected=suspected) == (), sentence
                     said.append(sentence)
 
 

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qiaoban.companion.session import default_classifier
-from qiaoban.conversation import Lang, Turn
+from qiaoban.conversation import Category, Lang, Turn
 from qiaoban.safety.normalise import normalise
 from qiaoban.safety.policy import load_policy
 from qiaoban.safety.respond import load_hotlines, load_replies
-from qiaoban.safety.signals import Category, ChildMessage, Rule, Severity, load_rule_book
+from qiaoban.safety.signals import ChildMessage, Rule, Severity, load_rule_book
 
 LANGS: tuple[Lang, ...] = ("zh", "en")
 RULES = [(lang, rule) for lang in LANGS for rule in load_rule_book(lang).rules]

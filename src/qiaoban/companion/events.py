@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from qiaoban.conversation import Act
+from qiaoban.conversation import Act, Category
 from qiaoban.engine.protocol import Usage
 from qiaoban.safety.policy import Action, Notify
-from qiaoban.safety.signals import Category, Severity
+from qiaoban.safety.signals import Severity
 
 
 @dataclass(frozen=True, kw_only=True)

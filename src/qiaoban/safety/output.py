@@ -56,16 +56,17 @@ class OutputGuard:
         already: a phrase that runs across sentences is seen, but one that stands wholly in `before` is not held against
         this sentence.
         """
-        earlier = normalise("".join(before[-CONTEXT_SENTENCES:]))
+        alone, earlier = normalise(sentence), normalise("".join(before[-CONTEXT_SENTENCES:]))
         text = normalise("".join([*before[-CONTEXT_SENTENCES:], sentence]))
         reasons = [
             rule.reason
             for rule in self._rules
-            if (guardian_suspected or not rule.guardian_suspected) and rule.hits(text) and not (earlier and rule.hits(earlier))
+            if (guardian_suspected or not rule.guardian_suspected)
+            and (rule.hits(alone) or (rule.hits(text) and not rule.hits(earlier)))
         ]
         if not _phone_numbers(text) <= self._numbers:
             reasons.append("unlisted_number")
-        if _echoes(normalise(sentence), normalise(child)):
+        if _echoes(alone, normalise(child)):
             reasons.append("echo")
         return tuple(dict.fromkeys(reasons))
 

@@ -8,9 +8,9 @@ from enum import StrEnum
 from typing import Any
 
 from qiaoban.bank import read_table
-from qiaoban.conversation import AgeBand
+from qiaoban.conversation import AgeBand, Category
 from qiaoban.errors import DataError
-from qiaoban.safety.signals import Category, Severity, Verdict
+from qiaoban.safety.signals import Severity, Verdict
 
 
 class Action(StrEnum):

@@ -9,37 +9,11 @@ from enum import StrEnum
 from typing import Any, Literal, Protocol
 
 from qiaoban.bank import read_table
-from qiaoban.conversation import AgeBand, Lang, Turn
+from qiaoban.conversation import AgeBand, Category, Lang, Turn
 from qiaoban.errors import DataError
 from qiaoban.safety.normalise import normalise
 
 CONTEXT_TURNS = 6  # how many earlier turns a message is read with
-
-
-class Category(StrEnum):
-    """Kinds of risk, from the child-safety specification."""
-
-    SELF_HARM = "self_harm"
-    SUICIDE = "suicide"
-    PHYSICAL_ABUSE = "physical_abuse"
-    SEXUAL_ABUSE = "sexual_abuse"
-    GROOMING_ONLINE = "grooming_online"
-    NEGLECT = "neglect"
-    DOMESTIC_VIOLENCE = "domestic_violence"
-    BULLYING = "bullying"
-    VIOLENCE_TO_OTHERS = "violence_to_others"
-    EATING_DISORDER = "eating_disorder"
-    RUNNING_AWAY = "running_away"
-    DANGEROUS_ACT = "dangerous_act"
-    MEDICAL_EMERGENCY = "medical_emergency"
-    SUBSTANCE = "substance"
-    SEXUAL_CONTENT = "sexual_content"
-    PII_SHARING = "pii_sharing"
-    SECRET_KEEPING = "secret_keeping"  # noqa: S105 - not a password
-    OVER_RELIANCE_ON_AI = "over_reliance_on_ai"
-    HATE_INSULT = "hate_insult"
-    PROMPT_INJECTION = "prompt_injection"
-    BENIGN = "benign"
 
 
 class Severity(StrEnum):
