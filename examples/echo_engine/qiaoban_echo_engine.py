@@ -12,7 +12,7 @@ class EchoEngine:
     """Says the last five characters of the child's message, one at a time."""
 
     def __init__(self, choice: EngineChoice) -> None:
-        self.info = EngineInfo(engine="echo", model=choice.model, context_tokens=choice.context_tokens or 4096)
+        self.info = EngineInfo(engine="echo", model="echo", context_tokens=choice.context_tokens or 4096)
 
     def count(self, messages: Sequence[Turn]) -> int:
         """One token a character: an echo has no tokenizer, and too many is safer than too few."""
