@@ -276,7 +276,7 @@ def parse_record(kind: type[Model], line: str, *, path: Path | str | None = None
     try:
         return kind.model_validate_json(line)
     except ValidationError as error:
-        raise DataError(_explain(error, kind), path=path, line=number) from None
+        raise DataError(explain(error, kind), path=path, line=number) from None
 
 
 def read_conversations(path: Path) -> Iterator[Conversation]:
@@ -325,8 +325,8 @@ def decode_lines(file: Iterable[bytes], path: Path | str) -> Iterator[tuple[int,
             yield number, line
 
 
-def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
-    """The first fault in words: key, what is wrong, the value that was found."""
+def explain(error: ValidationError, kind: type[BaseModel]) -> str:
+    """The first fault of a pydantic error in words: key, what is wrong, the value that was found."""
     fault = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in fault["loc"]) or "line"
     if fault["type"] == "extra_forbidden":

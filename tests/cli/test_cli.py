@@ -187,3 +187,12 @@ def test_models_list(tmp_path: Path) -> None:
 def test_no_color_is_respected() -> None:
     answer = qiaoban("chat", "--engine", "x", "--once", "hi", env={"NO_COLOR": "1", "FORCE_COLOR": ""})
     assert b"\x1b[" not in answer.stderr
+
+
+def test_bank_lint_and_show() -> None:
+    assert qiaoban("bank", "lint", "--json").returncode == 0
+    scenes = rows(qiaoban("bank", "show", "--domain", "friends", "--age", "9", "--json"))
+    assert scenes
+    assert all(str(scene["id"]).startswith("friends.") for scene in scenes)
+    assert qiaoban("bank", "show", "--domain", "freinds").returncode == 2
+    assert "friends" in qiaoban("bank", "show").stdout.decode()

@@ -15,6 +15,7 @@ from qiaoban.errors import QiaobanError, UsageError
 
 # name → (module, one line for --help)
 _COMMANDS = {
+    "bank": ("qiaoban.cli.bank", "Show and check the topic bank: scenes, emotions, people."),
     "chat": ("qiaoban.cli.chat", "Talk with the companion, or play talks from a file."),
     "doctor": ("qiaoban.cli.doctor", "Say what is installed, what is missing and how to get it."),
     "models": ("qiaoban.cli.models", "List, pull and verify models."),
