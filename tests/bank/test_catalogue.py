@@ -30,7 +30,7 @@ def test_what_the_bank_promises() -> None:
 def test_the_seed_gaps_are_filled() -> None:
     """What the 2023 topic list lacked, by its kernel words in either language."""
     text = "\n".join(f"{scene.zh} {scene.en.lower()} {scene.hidden.zh}" for scene in BANK.scenes)
-    for kernel in ("欺负", "去世", "医院", "弟弟", "离婚", "打工", "卫生巾", "群", "钱", "轮椅", "ai"):
+    for kernel in ("欺负", "去世", "医院", "弟弟", "离婚", "打工", "例假", "群", "钱", "轮椅", "ai"):
         assert kernel in text, kernel
 
 
