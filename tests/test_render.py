@@ -123,7 +123,6 @@ def test_golden_llama3_with_bos(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.xfail(strict=True, reason="llama.cpp adds bos for llama-bpe when the key is absent; files of 2024 lack it")
 def test_llama3_files_without_the_bos_key_have_a_bos_too(tmp_path: Path) -> None:
     assert load_gguf_renderer(header(tmp_path, ggml__pre="llama-bpe", chat_template=LLAMA3)).text(TALK).startswith("<s>")
 
@@ -172,7 +171,6 @@ def test_no_control_token_comes_out_of_a_childs_text(qwen: Renderer, text: str) 
     assert controls_in(qwen, qwen.ids(said)) == controls_in(qwen, qwen.ids(plain))
 
 
-@pytest.mark.xfail(strict=True, reason="str.replace goes on behind the first hit, so a second one that overlaps it stays whole")
 def test_a_control_string_that_overlaps_itself_is_defused() -> None:
     assert "~~" not in defuse("~~~", ("~~",))
 
@@ -204,9 +202,6 @@ def test_the_known_families_are_defused_without_a_vocabulary(word: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["<bos>", "<eos>", "<｜User｜>", "<｜end▁of▁sentence｜>"])
-@pytest.mark.xfail(
-    strict=True, reason="_ANY_CONTROL lacks the words of Gemma and DeepSeek; an endpoint's vocabulary is unknown"
-)
 def test_gemma_and_deepseek_are_defused_without_a_vocabulary(word: str) -> None:
     assert word not in defuse(f"a{word}b")
 
@@ -240,9 +235,6 @@ def test_merges_are_applied_within_the_family_s_cuts(tmp_path: Path) -> None:
     assert words("he<tool_call>llo", "qwen2") == ["he", "<tool_call>", "ll", "o"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="llama.cpp (ignore_merges) takes a piece that is a token whole; merges alone do not reach it"
-)
 def test_llama3_takes_a_piece_that_is_a_token_whole(tmp_path: Path) -> None:
     tokens = byte_level_pairs()["tokenizer.ggml.tokens"]
     assert isinstance(tokens, list)
@@ -358,7 +350,6 @@ def test_an_attribute_that_is_only_printed_is_empty(source: str) -> None:
         "{% import 'os' as os %}",
     ],
 )
-@pytest.mark.xfail(strict=True, reason="render catches TemplateError only; Python's own errors in a template come through bare")
 def test_a_template_that_fails_in_python_is_a_data_error(source: str) -> None:
     with pytest.raises(DataError, match="chat template"):
         ChatTemplate(source).render([{"role": "user", "content": "x"}], open_reply=True)

@@ -6,14 +6,15 @@ On disk a conversation is one JSON object a line: `messages` holds strictly what
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar, get_args
+from typing import Annotated, Any, BinaryIO, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from qiaoban.errors import DataError
 from qiaoban.files import write_atomically
@@ -164,11 +165,20 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _whole(text: str) -> str:
+    """Half of a surrogate pair is no character: it can neither be written nor tokenised."""
+    text.encode()  # UnicodeEncodeError is a ValueError, which pydantic reports
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+
+
 class Turn(_Strict):
     """One message and what Qiaoban knows of it. `distress` runs from 0 (at ease) to 4 (overwhelmed)."""
 
     role: Role
-    content: str
+    content: Text
     acts: tuple[Act, ...] = ()
     emotion: Emotion | None = None
     distress: int | None = Field(default=None, ge=0, le=4)
@@ -216,7 +226,7 @@ class Conversation(_Strict):
 
 class _Message(_Strict):
     role: Role
-    content: str
+    content: Text
 
 
 class _Labels(_Strict):
@@ -307,9 +317,10 @@ def open_bytes(path: Path | str) -> BinaryIO:
 
 def decode_lines(file: Iterable[bytes], path: Path | str) -> Iterator[tuple[int, str | DataError]]:
     """Non-blank lines with their numbers from 1; a line that is not UTF-8 comes as the error that names its byte."""
-    for number, raw in enumerate(file, start=1):
+    for number, row in enumerate(file, start=1):
+        raw = row.removeprefix(codecs.BOM_UTF8) if number == 1 else row
         try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            line = raw.decode("utf-8").strip()
         except UnicodeDecodeError as error:
             yield (
                 number,
@@ -337,9 +348,16 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> str:
 
 def _keys(kind: type[BaseModel]) -> set[str]:
     """Every key that `kind` and the models inside it know."""
-    own = set(kind.model_fields)
-    inner = [a for f in kind.model_fields.values() for a in (f.annotation, *get_args(f.annotation))]
-    return own.union(*(_keys(a) for a in inner if isinstance(a, type) and issubclass(a, BaseModel)))
+    inner = (model for field in kind.model_fields.values() for model in _models_in(field.annotation))
+    return set(kind.model_fields).union(*map(_keys, inner))
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that an annotation speaks of, such as `Turn` in `tuple[Turn, ...] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
 
 
 def _shorten(value: Any, limit: int = 60) -> str:

@@ -46,6 +46,10 @@ class Tokenizer(Protocol):
         """Ids of `text`; control strings become control tokens."""
 
 
+# A template is a program out of a file: it can fail as Python fails.
+_TEMPLATE_FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
 @dataclass(frozen=True)
 class ChatTemplate:
     """A Jinja chat template with the variables that Hugging Face gives one. Rendered in a sandbox."""
@@ -73,7 +77,7 @@ class ChatTemplate:
                 bos_token=self.bos_token,
                 eos_token=self.eos_token,
             )
-        except TemplateError as error:
+        except _TEMPLATE_FAULTS as error:
             raise DataError(f"chat template cannot render this talk: {error}") from None
 
 
@@ -113,9 +117,10 @@ class GGUFTokenizer:
 
 @dataclass(frozen=True)
 class EstimatingTokenizer:
-    """For models whose tokenizer is unknown here: one id for each Han character and each three of anything else.
+    """For models whose tokenizer is unknown here: one id for each CJK character, each two Latin letters, each other ASCII
+    character and each byte of anything else.
 
-    Meant to err on the high side, so that trimming by it never overflows a context. Its ids have no meaning.
+    Errs on the high side, so that trimming by it does not overflow a context. Its ids have no meaning.
     """
 
     control: tuple[str, ...] = ()
@@ -123,11 +128,13 @@ class EstimatingTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """As many ids as the text is likely to take at most."""
-        return [0] * len(_UNIT.findall(text))
+        return [0] * sum(len(rare.encode()) if rare else 1 for rare in _UNIT.findall(text))
 
 
-_UNIT = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]|[^\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]{1,3}")
-_ANY_CONTROL = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>|</?think>")
+_UNIT = re.compile(r"[\u2010-\u2027\u2e80-\ua4cf\uf900-\ufaff\uff00-\uffef]|[A-Za-z]{1,2}|[\x00-\x7f]|(.)", re.DOTALL)
+_ANY_CONTROL = re.compile(
+    r"<\|[^|<>\s]{1,40}\|>|<｜[^｜<>\s]{1,40}｜>|</?s>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<(?:start|end)_of_turn>|</?think>"
+)
 
 
 def defuse(content: str, control: Sequence[str] = ()) -> str:
@@ -135,7 +142,7 @@ def defuse(content: str, control: Sequence[str] = ()) -> str:
     content = _ANY_CONTROL.sub(lambda hit: f"{hit[0][0]} {hit[0][1:]}", content)
     for word in control:
         if len(word) > 1 and word in content:
-            content = content.replace(word, f"{word[0]} {word[1:]}")
+            content = re.sub(rf"(?={re.escape(word)})(.)", r"\1 ", content, flags=re.DOTALL)
     return content
 
 
@@ -147,8 +154,9 @@ def load_gguf_renderer(path: Path) -> Renderer:
     """
     meta = read_metadata(path)
     tokens = _strings(meta, "tokenizer.ggml.tokens", path)
-    splits = _SPLITS.get(str(meta.get("tokenizer.ggml.pre"))) if meta.get("tokenizer.ggml.model") == "gpt2" else None
-    bos = splits and meta.get("tokenizer.ggml.add_bos_token")  # given text, the engine adds its own
+    split = str(meta.get("tokenizer.ggml.pre")) if meta.get("tokenizer.ggml.model") == "gpt2" else ""
+    splits, llama3 = _SPLITS.get(split), split == "llama-bpe"
+    bos = splits and meta.get("tokenizer.ggml.add_bos_token", llama3)  # given text, the engine adds its own
     template = ChatTemplate(
         source=str(meta.get("tokenizer.chat_template", CHATML)),
         bos_token=_token(meta, tokens, "bos") if bos else "",
@@ -161,7 +169,7 @@ def load_gguf_renderer(path: Path) -> Renderer:
         return Renderer(template, EstimatingTokenizer(control=control))
     defined = [token for token, kind in typed if kind == _USER_DEFINED]
     merges = _strings(meta, "tokenizer.ggml.merges", path)
-    fast = _byte_level_bpe(tokens, merges, splits)
+    fast = _byte_level_bpe(tokens, merges, splits, whole_pieces=llama3)
     fast.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in control])
     fast.add_tokens([AddedToken(t, normalized=False) for t in defined])
     return Renderer(template, GGUFTokenizer(fast, control))
@@ -181,9 +189,10 @@ _SPLITS: dict[str, tuple[str, ...]] = {
 _CONTROL, _USER_DEFINED = 3, 4  # token types of the GGUF format
 
 
-def _byte_level_bpe(tokens: list[str], merges: list[str], splits: tuple[str, ...]) -> FastTokenizer:
+def _byte_level_bpe(tokens: list[str], merges: list[str], splits: tuple[str, ...], *, whole_pieces: bool) -> FastTokenizer:
+    """`whole_pieces`: a piece that is a token is taken as it is, whatever the merges say (Llama 3)."""
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
-    fast = FastTokenizer(BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs))
+    fast = FastTokenizer(BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs, ignore_merges=whole_pieces))
     cut = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in splits]
     fast.pre_tokenizer = pre_tokenizers.Sequence([*cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     fast.decoder = decoders.ByteLevel()

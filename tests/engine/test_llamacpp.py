@@ -147,7 +147,6 @@ def test_the_estimate_is_high_for_ordinary_talk(renderer: Renderer, text: str) -
 @pytest.mark.parametrize(
     "text", ["1234567890", "😀🎉🦄🐼🌈", "👩‍👩‍👧‍👦👩‍👩‍👧‍👦", "안녕하세요 오늘 뭐 했어?", "haha lol u r gr8 omg", "𠮷𠮷𠮷"]
 )
-@pytest.mark.xfail(strict=True, reason="three characters an id is too few for digits, emoji, Hangul and chat spelling")
 def test_the_estimate_is_high_for_what_a_child_types(renderer: Renderer, text: str) -> None:
     assert len(EstimatingTokenizer().encode(text)) >= len(renderer.tokenizer.encode(text))
 
@@ -182,15 +181,12 @@ async def test_a_limit_in_mid_character_leaves_no_half_of_it(engine: LlamaCppEng
 
 
 @pytest.mark.slow
-async def test_a_reply_ends_by_itself_or_at_a_stop_string(engine: LlamaCppEngine) -> None:
+async def test_a_reply_ends_by_itself(engine: LlamaCppEngine) -> None:
     asked = [child("Say only the word: hello")]
     deltas, usage = await reply(engine, asked, "ends", max_tokens=64)
     assert deltas[-1].finish == "stop"
     assert "<|im_end|>" not in joined(deltas)
     assert 0 < usage.completion_tokens < 64
-    cut, _ = await reply(engine, asked, "ends", max_tokens=64, stop=("l",))
-    assert joined(deltas).startswith(joined(cut))
-    assert "l" not in joined(cut)
 
 
 @pytest.mark.slow
@@ -244,7 +240,6 @@ async def test_no_tokens_warms_the_cache(engine: LlamaCppEngine) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="llama.cpp decodes one token when n_predict is 0, and the engine hands it out")
 async def test_no_tokens_say_nothing(engine: LlamaCppEngine) -> None:
     deltas, usage = await reply(engine, [child("Say only the word: hello")], "warm", max_tokens=0)
     assert joined(deltas) == ""

@@ -128,6 +128,12 @@ class TestGuardian:
         assert verdict.severity.rank >= Severity.CONCERN.rank
         assert not verdict.guardian_may_be_source
 
+    @pytest.mark.parametrize("text", ["我告诉老师他打我", "我跟我们班主任说了，他又打我", "i told my teacher that he hits me"])
+    def test_the_one_who_was_told_does_not_clear_a_guardian(self, text: str) -> None:
+        verdict = GUARD.assess(ChildMessage(text=text))
+        assert verdict.severity.rank >= Severity.CONCERN.rank
+        assert verdict.guardian_may_be_source
+
     def test_no_harm_no_flag(self) -> None:
         assert not GUARD.assess(ChildMessage(text="妈妈给我做了面条")).guardian_may_be_source
 

@@ -140,6 +140,7 @@ class Companion:
 
     async def reply(self, session: Session, message: str) -> AsyncGenerator[Event]:
         """Answer one message. Closing the iterator stops the model; what the child has heard so far stays in the talk."""
+        message = message.encode("utf-8", "replace").decode()  # half a surrogate pair, as a broken terminal sends it
         clock, lang = _Clock(), session.language(message)
         verdict, decision = self._judge(session, message, lang)
         yield SafetyEvent(

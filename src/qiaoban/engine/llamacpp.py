@@ -86,7 +86,7 @@ class LlamaCppEngine:
         call = _Call(self._opened(), request)
         try:
             async for chunk in call.chunks():
-                if delta := _delta(chunk):
+                if delta := _delta(chunk, silent=options.max_tokens == 0):
                     yield delta
         finally:
             await call.stop()
@@ -181,15 +181,17 @@ def _request(prompt: list[int] | str, slot: int, options: Options) -> dict[str, 
         "top_k": taste.top_k,
         "min_p": taste.min_p,
         "repeat_penalty": taste.repeat_penalty,
-        "stop": list(options.stop),
     }
     if options.seed is not None:
         request["seed"] = options.seed
     return request
 
 
-def _delta(chunk: dict[str, Any]) -> Delta | None:
-    """The chunk as a delta: one when the prompt has been read, then text, then the end."""
+def _delta(chunk: dict[str, Any], *, silent: bool) -> Delta | None:
+    """The chunk as a delta: one when the prompt has been read, then text, then the end.
+
+    `silent`: llama.cpp decodes one token even where none is asked for; it is left out.
+    """
     choice = chunk["choices"][0]
     finish = choice.get("finish_reason")
     if progress := chunk.get("prompt_progress"):
@@ -198,11 +200,12 @@ def _delta(chunk: dict[str, Any]) -> Delta | None:
         usage = Usage(prompt_tokens=progress["total"], cached_tokens=progress["cache"], completion_tokens=0)
         return Delta("", usage=usage)
     if finish is None:
-        return Delta(choice["text"])
+        return None if silent else Delta(choice["text"])
     timings = chunk.get("timings", {})
     cached, read = int(timings.get("cache_n", 0)), int(timings.get("prompt_n", 0))
-    usage = Usage(prompt_tokens=cached + read, cached_tokens=cached, completion_tokens=int(timings.get("predicted_n", 0)))
-    return Delta(choice["text"], "length" if finish == "length" else "stop", usage)
+    said = 0 if silent else int(timings.get("predicted_n", 0))
+    usage = Usage(prompt_tokens=cached + read, cached_tokens=cached, completion_tokens=said)
+    return Delta("" if silent else choice["text"], "length" if finish == "length" else "stop", usage)
 
 
 def available_cores() -> int:

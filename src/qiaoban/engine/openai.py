@@ -6,6 +6,7 @@ One owner of retries (this file; the SDK's are off): a call is tried again only 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -85,7 +86,7 @@ class OpenAIEngine:
     async def _once(self, messages: Sequence[Turn], options: Options) -> AsyncGenerator[Delta]:
         import openai
 
-        started = False
+        started = finished = False
         try:
             stream = await self._connected().chat.completions.create(**self._request(messages, options))
             async with stream:
@@ -93,12 +94,19 @@ class OpenAIEngine:
                 async for chunk in stream:
                     started = True
                     if (delta := _delta(chunk, whole)) is not None:
+                        finished = finished or delta.finish is not None
                         yield delta
+        except json.JSONDecodeError:
+            raise EngineError(f"{self._config.base_url} sent something that is not a chat stream") from None
         except openai.APIError as error:
             failure = _explain(error, self._config)
             if started:
                 raise failure from None
             raise _UnansweredError(failure, _retry_after(error)) from None
+        if not started:
+            raise EngineError(f"{self._config.base_url} answers, but not as a chat endpoint", hint="most base URLs end in /v1")
+        if not finished:
+            raise EngineError(f"{self._config.base_url} broke off in mid-reply", retryable=True)
 
     def _connected(self) -> AsyncOpenAI:
         if self._client is None:
@@ -126,8 +134,6 @@ class OpenAIEngine:
         }
         if options.seed is not None:
             request["seed"] = options.seed
-        if options.stop:
-            request["stop"] = list(options.stop)
         if self._config.extra_body:
             request["extra_body"] = dict(self._config.extra_body)
         return request
@@ -165,7 +171,7 @@ def _delta(chunk: ChatCompletionChunk, whole: _WholeCharacters) -> Delta | None:
             completion_tokens=chunk.usage.completion_tokens,
         )
     if not chunk.choices:
-        return Delta("", "stop", usage) if usage else None
+        return Delta("", usage=usage) if usage else None
     choice = chunk.choices[0]
     if choice.finish_reason == "content_filter":
         raise EngineError("the endpoint's content filter ended the reply")

@@ -24,7 +24,6 @@ class Options:
     max_tokens: int = 256
     sampling: Sampling = field(default_factory=Sampling)
     seed: int | None = None
-    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +39,8 @@ class Usage:
 class Delta:
     """A piece of the reply, always whole characters; the text may be empty.
 
-    The last one carries `finish`. `usage` comes with it where it is known, and with an engine that can tell also as soon as
-    the prompt has been read, so that a reply which is stopped early is counted too.
+    One carries `finish`, and no text comes after it. `usage` comes where it is known, with the finish or after it, and with an
+    engine that can tell also as soon as the prompt has been read, so that a reply which is stopped early is counted too.
     """
 
     text: str

@@ -61,7 +61,7 @@ class SentenceSplitter:
 
 def _is_emoji(char: str) -> bool:
     code = ord(char)
-    return 0x1F000 <= code <= 0x1FAFF or 0x2600 <= code <= 0x27BF or 0x1F3FB <= code <= 0x1F3FF
+    return 0x1F000 <= code <= 0x1FAFF or 0x2600 <= code <= 0x27BF or 0xE0020 <= code <= 0xE007F
 
 
 def split_sentences(text: str) -> list[str]:

@@ -146,15 +146,16 @@ class RuleClassifier:
 def load_rule_book(lang: Lang) -> RuleBook:
     """The rules of one language out of the bank. `DataError` names the rule that is wrong."""
     table = read_table(f"signals/{lang}.toml")
+    words: Mapping[str, str] = table.get("words", {})
     people = table["people"]
     return RuleBook(
-        rules=tuple(_rule(row) for row in table["rule"]),
+        rules=tuple(_rule(row, words) for row in table["rule"]),
         guardian=_any_of(people["guardian"], lang),
         other=_any_of(people["other"], lang),
     )
 
 
-def _rule(row: Mapping[str, Any]) -> Rule:
+def _rule(row: Mapping[str, Any], words: Mapping[str, str]) -> Rule:
     try:
         return Rule(
             id=row["id"],
@@ -162,9 +163,9 @@ def _rule(row: Mapping[str, Any]) -> Rule:
             severity=Severity(row["severity"]),
             reply=row.get("reply") or row["category"],
             source=row.get("source", "never"),
-            patterns=compile_all(row["patterns"]),
-            unless=compile_all(row.get("unless", ())),
-            asked=re.compile(row["asked"]) if row.get("asked") else None,
+            patterns=compile_all(row["patterns"], words),
+            unless=compile_all(row.get("unless", ()), words),
+            asked=next(iter(compile_all([row["asked"]], words)), None) if row.get("asked") else None,
             examples=tuple(row["examples"]),
             counterexamples=tuple(row["counterexamples"]),
         )
@@ -172,11 +173,21 @@ def _rule(row: Mapping[str, Any]) -> Rule:
         raise DataError(f"rule {row.get('id', '?')!r}: {error}") from None
 
 
-def compile_all(patterns: Sequence[str]) -> tuple[re.Pattern[str], ...]:
-    """Every pattern compiled, in order."""
-    return tuple(re.compile(pattern) for pattern in patterns)
+_SHARED = re.compile(r"<<(\w+)>>")
 
 
-def _any_of(words: Sequence[str], lang: Lang) -> re.Pattern[str]:
-    choice = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+def compile_all(patterns: Sequence[str], words: Mapping[str, str] | None = None) -> tuple[re.Pattern[str], ...]:
+    """Every pattern compiled, in order. `<<NAME>>` in one stands for `words[NAME]`, which may name others."""
+    return tuple(re.compile(_expand(pattern, words or {})) for pattern in patterns)
+
+
+def _expand(pattern: str, words: Mapping[str, str]) -> str:
+    while _SHARED.search(pattern):
+        pattern = _SHARED.sub(lambda name: words[name[1]], pattern)
+    return pattern
+
+
+def _any_of(patterns: Sequence[str], lang: Lang) -> re.Pattern[str]:
+    """One pattern for many; the longest first, so that "stepdad" is not read as "dad"."""
+    choice = "|".join(sorted(patterns, key=len, reverse=True))
     return re.compile(rf"\b(?:{choice})\b" if lang == "en" else choice)
