@@ -5,7 +5,7 @@ PYTHON ?= python3
 EXTRAS ?= dev,docs
 MODEL ?= qwen2.5-coder-0.5b
 BIN := .venv/bin
-say = @printf '\033[1m%s\033[0m\n'
+say = @printf '== %s\n'
 
 .PHONY: help chat test lint check format docs bench-chat soak-chat clean
 
