@@ -3,7 +3,8 @@
     python benchmarks/threads.py               about four minutes on two cores
     python benchmarks/threads.py --rounds 1    a quick look
 
-Each measurement is a process of its own, because the variable is read once; settings take turns, so that a noisy minute hits all.
+Each measurement is a process of its own, because the variable is read once; settings take turns, so that a noisy minute
+hits all of them.
 """
 
 from __future__ import annotations
@@ -31,11 +32,8 @@ SETTINGS = ("unset", "0", "3000", "10000", "30000", "300000")
 async def tokens_per_second(path: Path) -> float:
     """Decode 64 tokens with all cores."""
     engine = await LlamaCppEngine.load(LlamaCppConfig(path=path, slots=1, context_tokens=1024))
-    times = []
     async with aclosing(engine.stream([Turn(role="user", content="讲一个很长的故事")], Options(max_tokens=64))) as deltas:
-        async for delta in deltas:
-            if delta.text:
-                times.append(perf_counter())
+        times = [perf_counter() async for delta in deltas if delta.text]
     return (len(times) - 1) / (times[-1] - times[0])
 
 

@@ -1,0 +1,35 @@
+"""The benchmarks run, in their short form; what they say about counts is checked, what they say about time is not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qiaoban.errors import QiaobanError
+from qiaoban.models.registry import DEFAULT_MODEL
+from qiaoban.models.store import ModelStore
+from qiaoban.settings import load
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.slow
+def test_chat_against_bare_llama_cpp(tmp_path: Path) -> None:
+    settings = load()
+    try:
+        ModelStore(settings.home, settings=settings).path(DEFAULT_MODEL)
+    except QiaobanError as error:
+        pytest.skip(f"no weights: {error.message}; run `qiaoban models pull`")
+    out = tmp_path / "chat.json"
+    command = [sys.executable, str(BENCHMARKS / "chat.py"), "--pairs", "1", "--talks", "3", "--out", str(out)]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert answer.returncode == 0, answer.stderr
+    result = json.loads(out.read_text("utf-8"))
+    assert 0 < result["second_turn_fresh_tokens"] <= 30, "the second turn reads more than what is new in it"
+    assert all(0 < fresh <= 30 for fresh in result["interleaved_fresh_tokens"])
+    assert result["growth_over_talks"] < 1.1
+    assert {"first_token_ratio", "first_sentence_extra_ms", "decode_ratio", "rss_ratio", "cancel_prefill_ms"} <= set(result)
