@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from itertools import chain
@@ -70,7 +70,7 @@ def command(
     if once is not None:
         return asyncio.run(_answer(engine, child, [once]))
     if sys.stdin.isatty() and sys.stdout.isatty():
-        return asyncio.run(_converse(engine, child))
+        return _converse(engine, child)
     if said := [line.strip() for line in sys.stdin if line.strip()]:
         return asyncio.run(_answer(engine, child, said))
     note("no terminal and nothing on standard input: here is a short talk with the companion\n")
@@ -90,12 +90,16 @@ async def _opened(options: EngineOptions, session: Session) -> AsyncIterator[tup
         await engine.close()
 
 
-async def _converse(options: EngineOptions, child: _Child) -> int:
+def _converse(options: EngineOptions, child: _Child) -> int:
     from qiaoban.cli.terminal import talk_at_terminal
 
-    session = child.session()
-    async with _opened(options, session) as (companion, engine):
-        return await talk_at_terminal(companion, session, engine.info)
+    session, opened = child.session(), AsyncExitStack()
+    with asyncio.Runner() as runner:
+        try:
+            companion, engine = runner.run(opened.enter_async_context(_opened(options, session)))
+            return talk_at_terminal(runner, companion, session, engine.info)
+        finally:
+            runner.run(opened.aclose())
 
 
 async def _answer(options: EngineOptions, child: _Child, messages: list[str]) -> int:

