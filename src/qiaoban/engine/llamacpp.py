@@ -25,9 +25,9 @@ from qiaoban.models.registry import Sampling
 from qiaoban.render import Renderer, load_gguf_renderer
 from qiaoban.settings import Settings
 
-# How long an OpenMP thread spins before it sleeps. Unset, it spins for ever and one busy neighbour takes decoding from
-# 36 to 2 tokens/s; at 0 an idle machine loses a third. See docs/decisions/0005-threads.md.
-SPIN_COUNT = "10000"
+# How long an OpenMP thread spins before it sleeps. Unset, it spins for ever, and two busy neighbours take decoding from 46 to
+# 3 tokens/s; at 0 an idle machine loses a third. See docs/decisions/0005-threads.md.
+SPIN_COUNT = "3000"
 
 
 @dataclass(frozen=True, kw_only=True)
