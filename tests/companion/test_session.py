@@ -84,6 +84,24 @@ class TestOrder:
         assert end.acts
         assert "12356" in text_of(events)
 
+    @pytest.mark.parametrize(
+        ("told", "answer"), [("我不想活了", "不知道"), ("爸爸喝醉了就打我", "嗯"), ("i want to die", "i guess so")]
+    )
+    async def test_the_short_answer_to_a_safety_question_is_not_left_to_the_model(self, told: str, answer: str) -> None:
+        engine = ScriptedEngine(lambda _: GOOD)
+        companion, session = Companion(engine), Session(age=12)
+        first = text_of(await turn(companion, session, told))
+        second = text_of(await turn(companion, session, answer))
+        assert engine.calls == []
+        assert second
+        assert second != first
+        await turn(
+            companion,
+            session,
+            "我们今天在学校做了一个火山的实验，喷得好高，你想听吗" if told[0] != "i" else "we made a volcano at school today",
+        )
+        assert len(engine.calls) == 1, "a new story is the model's again"
+
     async def test_a_reply_is_cut_to_the_age(self) -> None:
         long = "一句话。" * 30
         for age, most in ((7, 3), (16, 5)):

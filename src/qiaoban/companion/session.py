@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import qiaoban
 from qiaoban.companion.events import EndEvent, Event, NoticeEvent, OutputGuardReport, SafetyEvent, TextEvent
@@ -33,12 +33,15 @@ log = logging.getLogger(__name__)
 
 LANGUAGES: tuple[Lang, ...] = ("zh", "en")
 REPLY_TOKENS = 160
+_SHORT_ZH, _SHORT_EN = 5, 4  # characters, words
 _HOME_OF: dict[Lang, str] = {"zh": "CN", "en": "*"}
 
 
 @dataclass(kw_only=True)
 class Session:
     """The state of one talk. `lang` None follows the child's words; `age` None means minors' mode in the middle band.
+
+    `follow_up` names the family of the reviewed reply that a disclosure has just had: the short answer to it gets the next one.
 
     `jurisdiction` decides the help lines (an ISO 3166 code); None takes China for Chinese and no country for English.
     """
@@ -52,6 +55,7 @@ class Session:
     vetted: list[str] = field(default_factory=list)
     disclosed: bool = False
     guardian_suspected: bool = False
+    follow_up: str = ""
     introduced: bool = False
     shown_from: int = 0
     last_lang: Lang = "zh"
@@ -107,6 +111,11 @@ class _Spoken:
         self.ttft_ms = self.ttft_ms or self.clock()
         self.sentences.append(sentence)
         return TextEvent(sentence)
+
+
+def _is_short(message: str) -> bool:
+    """Whether a message is an answer of a few words and no new story."""
+    return len(message) <= _SHORT_ZH if language_of(message, "zh") == "zh" else len(message.split()) <= _SHORT_EN
 
 
 def default_classifier(policy: Policy) -> Classifier:
@@ -167,7 +176,15 @@ class Companion:
     def _judge(self, session: Session, message: str, lang: Lang) -> tuple[Verdict, Decision]:
         seen = ChildMessage(text=message, context=tuple(session.turns[-CONTEXT_TURNS:]), lang=lang, band=session.band)
         verdict = self._classifier.assess(seen)
-        return verdict, self._policy.decide(verdict, band=session.band, jurisdiction=session.country(lang))
+        decision = self._policy.decide(verdict, band=session.band, jurisdiction=session.country(lang))
+        if verdict.severity.rank >= Severity.CONCERN.rank:
+            session.follow_up = verdict.reply
+        elif session.follow_up and decision.action is Action.ALLOW and _is_short(message):
+            # "不知道" to "are you safe now?" is not small talk, and too much for a small model
+            return replace(verdict, reply=session.follow_up), Decision(Action.VETTED, None)
+        else:
+            session.follow_up = ""
+        return verdict, decision
 
     async def _speak(
         self, session: Session, lang: Lang, verdict: Verdict, decision: Decision, spoken: _Spoken

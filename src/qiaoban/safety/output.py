@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from qiaoban.bank import read_table
@@ -104,11 +105,11 @@ def _length(text: str) -> int:
 
 def load_output_guard(lang: Lang, numbers: frozenset[str]) -> OutputGuard:
     """The guard of one language; `numbers` are those that may be named to a child. `DataError` names a wrong rule."""
-    table = read_table(f"output/{lang}.toml")
     limits = {AgeBand(band): Limits(**row) for band, row in read_table("output/limits.toml")[lang].items()}
-    return OutputGuard([_rule(row) for row in table["rule"]], limits, numbers)
+    return OutputGuard(load_output_rules(lang), limits, numbers)
 
 
+@cache
 def load_output_rules(lang: Lang) -> tuple[OutputRule, ...]:
     """The rules alone, with their examples."""
     return tuple(_rule(row) for row in read_table(f"output/{lang}.toml")["rule"])

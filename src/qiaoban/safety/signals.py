@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from typing import Any, Literal, Protocol
 
 from qiaoban.bank import read_table
@@ -143,6 +144,7 @@ class RuleClassifier:
         )
 
 
+@cache
 def load_rule_book(lang: Lang) -> RuleBook:
     """The rules of one language out of the bank. `DataError` names the rule that is wrong."""
     table = read_table(f"signals/{lang}.toml")
