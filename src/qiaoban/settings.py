@@ -39,5 +39,5 @@ def load() -> Settings:
         modelscope_url=env.get("MODELSCOPE_ENDPOINT", "https://modelscope.cn").rstrip("/"),
         openai_base_url=env.get("OPENAI_BASE_URL") or None,
         openai_api_key=env.get("OPENAI_API_KEY") or None,
-        threads=int(threads) if threads.isdigit() and int(threads) > 0 else None,
+        threads=int(threads) if threads.isdecimal() and int(threads) > 0 else None,
     )

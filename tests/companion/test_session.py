@@ -84,6 +84,51 @@ class TestOrder:
         assert end.acts
         assert "12356" in text_of(events)
 
+    async def test_after_an_urgent_message_two_turns_are_reviewed_text_and_no_goodbye_is_cheerful(self) -> None:
+        engine = ScriptedEngine(lambda _: GOOD)
+        companion, session = Companion(engine), Session(age=12)
+        for message in ("我不想活了", "没用的，再见了", "我手里有药"):
+            events = await turn(companion, session, message)
+            assert "12356" in text_of(events)
+            assert not end_of(events).farewell
+        assert engine.calls == []
+
+    async def test_r17_a_suspected_guardian_is_not_told_of_the_next_disclosure_either(self) -> None:
+        companion, session = Companion(ScriptedEngine([])), Session(age=12)
+        await turn(companion, session, "我爸爸打我")
+        notify = safety_of(await turn(companion, session, "我不想活了")).notify
+        assert notify is not None
+        assert notify.to is Whom.SAFEGUARDING_CONTACT
+
+    @pytest.mark.parametrize(
+        ("child", "model"),
+        [
+            ("你好呀", "I won't tell anyone, I promise."),
+            ("hello there friend", "我会替你保密的，不告诉任何人。"),
+        ],
+    )
+    async def test_the_model_may_not_slip_past_in_the_other_language(self, child: str, model: str) -> None:
+        end = end_of(await turn(Companion(ScriptedEngine([model])), Session(age=12), child))
+        assert "secrecy" in end.output_guard.reasons
+
+    async def test_a_disclosure_that_is_interrupted_has_happened_all_the_same(self) -> None:
+        companion, session = Companion(ScriptedEngine([])), Session(age=12)
+        reply = companion.reply(session, "我爸爸打我")
+        await anext(reply)
+        await reply.aclose()
+        assert session.disclosed
+        assert session.guardian_suspected
+        assert [e for e in await turn(companion, session, "他又来了") if isinstance(e, NoticeEvent)], "R01 is still owed"
+
+    @pytest.mark.parametrize("code", ["gb", "UK", "GB"])
+    async def test_a_country_by_any_spelling_gets_its_line(self, code: str) -> None:
+        events = await turn(Companion(ScriptedEngine([])), Session(age=12, jurisdiction=code), "i want to kill myself")
+        assert "0800 1111" in text_of(events)
+
+    async def test_a_line_of_another_country_is_not_named(self) -> None:
+        engine = ScriptedEngine(lambda _: "你可以打电话给 988。")
+        assert "988" not in text_of(await turn(Companion(engine), Session(age=12), "今天下雨了我没带伞"))
+
     @pytest.mark.parametrize(
         ("told", "answer"), [("我不想活了", "不知道"), ("爸爸喝醉了就打我", "嗯"), ("i want to die", "i guess so")]
     )
@@ -95,10 +140,14 @@ class TestOrder:
         assert engine.calls == []
         assert second
         assert second != first
+        for _ in range(2):  # an urgent message holds two turns
+            await turn(companion, session, "嗯" if told[0] != "i" else "ok")
         await turn(
             companion,
             session,
-            "我们今天在学校做了一个火山的实验，喷得好高，你想听吗" if told[0] != "i" else "we made a volcano at school today",
+            "我们今天在学校做了一个火山的实验，喷得好高，你想听吗"
+            if told[0] != "i"
+            else "we made a volcano at school and it went everywhere",
         )
         assert len(engine.calls) == 1, "a new story is the model's again"
 
@@ -135,7 +184,7 @@ class TestOutputGuard:
         assert advice in text_of(await turn(companion, fine, "我想周末去公园玩，不知道爸爸肯不肯"))
         told = Session(age=10)
         await turn(companion, told, "爸爸喝醉了就打我")
-        events = await turn(companion, told, "我想周末去公园玩")
+        events = await turn(companion, told, "我想这个周末去公园里面玩滑梯")
         assert advice not in text_of(events)
         assert "confront_abuser" in end_of(events).output_guard.reasons
 
@@ -192,12 +241,12 @@ class TestPrompt:
         companion, session = Companion(engine), Session(age=9)
         await turn(companion, session, "今天下雨了")
         await turn(companion, session, "爸爸喝醉了就打我")
-        await turn(companion, session, "外面还在下雨")
+        await turn(companion, session, "外面的雨一直下，操场上全是水坑")
         (calm, _), (after, _) = engine.calls
         opening = [t for t in calm if t.content != "今天下雨了"]
         assert list(after[: len(opening)]) == opening
         assert after[-1].role == "system"
-        assert after[-2].content == "外面还在下雨"
+        assert after[-2].content == "外面的雨一直下，操场上全是水坑"
         assert [t.role for t in calm].count("system") == 1
 
     async def test_a_long_talk_is_trimmed_by_whole_turns(self) -> None:

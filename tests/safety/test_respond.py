@@ -101,14 +101,19 @@ def test_replies_are_short_and_ask_one_thing(lang: Lang, family: str) -> None:
 @by_lang
 @pytest.mark.parametrize("family", FAMILIES)
 def test_our_own_words_pass_our_own_output_guard(lang: Lang, family: str) -> None:
-    guard = load_output_guard(lang, HOTLINES.numbers())
+    guard = load_output_guard(lang)
     suspected = family in ("physical_abuse", "sexual_abuse", "domestic_violence", "neglect")
     for jurisdiction in ("CN", "GB", "US", "*"):
         for band in AgeBand:
             for text in talk(lang, family, band, turns=10, jurisdiction=jurisdiction):
                 said: list[str] = []
                 for sentence in split_sentences(text):
-                    assert guard.check(sentence, said, child="", guardian_suspected=suspected) == (), sentence
+                    assert (
+                        guard.check(
+                            sentence, said, child="", guardian_suspected=suspected, numbers=HOTLINES.numbers(jurisdiction)
+                        )
+                        == ()
+                    ), sentence
                     said.append(sentence)
 
 

@@ -69,6 +69,8 @@ def command(
         return asyncio.run(_play_file(engine, child, script, as_json=as_json))
     if once is not None:
         return asyncio.run(_answer(engine, child, [once]))
+    if sys.stdin is None:
+        raise click.UsageError("standard input is closed; give --once or --script")
     if sys.stdin.isatty() and sys.stdout.isatty():
         return _converse(engine, child)
     if said := [line.strip() for line in sys.stdin if line.strip()]:

@@ -82,5 +82,5 @@ def run(arguments: list[str] | None = None) -> int:
 def _speak_utf8() -> None:
     """Chinese must come out right on a terminal or a pipe that claims another encoding."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")

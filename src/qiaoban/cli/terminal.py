@@ -21,6 +21,7 @@ _HELP = """\
 /quit         leave
 Ctrl-C stops a reply, and leaves when nothing is being said."""
 _LANGUAGES: dict[str, Lang | None] = {"zh": "zh", "en": "en", "auto": None}
+_COMMANDS = frozenset(("/quit", "/exit", "/q", "/new", "/age", "/lang", "/help"))
 _WHO = {"zh": ("孩子", "七巧板"), "en": ("child", "Qiaoban")}
 
 
@@ -85,12 +86,12 @@ def talk_at_terminal(runner: asyncio.Runner, companion: Companion, session: Sess
     )
     talk = PlainTalk(companion, session, echo=False, console=console)
     while (message := _read(console)) is not None:
-        if message.startswith("/"):
+        if message.partition(" ")[0] in _COMMANDS:  # anything else is the child's, whatever it begins with
             if not _command(talk, message, console):
                 break
         elif message and _answer(runner, talk, message).farewell:
             break
-    return 0
+    return 1 if talk.failed else 0
 
 
 def _read(console: Console) -> str | None:
@@ -121,7 +122,7 @@ def _command(talk: PlainTalk, line: str, console: Console) -> bool:
         case "/new":
             old = talk.session
             talk.session = Session(age=old.age, lang=old.lang, jurisdiction=old.jurisdiction, seed=old.seed)
-        case "/age" if value.isdigit() and 3 <= int(value) <= 17:
+        case "/age" if value.isdecimal() and 3 <= int(value) <= 17:
             talk.session = replace(talk.session, age=int(value))
         case "/lang" if value in _LANGUAGES:
             talk.session = replace(talk.session, lang=_LANGUAGES[value])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -14,7 +13,7 @@ from qiaoban.companion.events import EndEvent, Event, NoticeEvent, OutputGuardRe
 from qiaoban.companion.prompt import PromptBook, fit_history, language_of, load_prompt_book
 from qiaoban.conversation import Act, AgeBand, Lang, Turn
 from qiaoban.engine.protocol import Engine, Options, Usage
-from qiaoban.errors import EngineError
+from qiaoban.errors import QiaobanError
 from qiaoban.safety.output import OutputGuard, load_output_guard
 from qiaoban.safety.policy import Action, Decision, Policy, load_policy
 from qiaoban.safety.respond import Replies, VettedReply, load_hotlines, load_replies
@@ -29,11 +28,11 @@ from qiaoban.safety.signals import (
     load_rule_book,
 )
 
-log = logging.getLogger(__name__)
-
 LANGUAGES: tuple[Lang, ...] = ("zh", "en")
 REPLY_TOKENS = 160
-_SHORT_ZH, _SHORT_EN = 5, 4  # characters, words
+_HELD_TURNS = 2  # after an urgent message, so many turns are answered with reviewed text whatever they say
+_SHORT_ZH, _SHORT_EN = 8, 7  # characters, words
+_OTHER_NAMES = {"UK": "GB", "USA": "US", "PRC": "CN"}
 _HOME_OF: dict[Lang, str] = {"zh": "CN", "en": "*"}
 
 
@@ -56,6 +55,7 @@ class Session:
     disclosed: bool = False
     guardian_suspected: bool = False
     follow_up: str = ""
+    held: int = 0
     introduced: bool = False
     shown_from: int = 0
     last_lang: Lang = "zh"
@@ -72,7 +72,8 @@ class Session:
 
     def country(self, lang: Lang) -> str:
         """The jurisdiction whose help lines are named."""
-        return self.jurisdiction or _HOME_OF[lang]
+        given = (self.jurisdiction or _HOME_OF[lang]).upper()
+        return _OTHER_NAMES.get(given, given)
 
 
 @dataclass(frozen=True)
@@ -130,13 +131,12 @@ class Companion:
     """
 
     def __init__(self, engine: Engine, *, classifier: Classifier | None = None, policy: Policy | None = None) -> None:
-        hotlines = load_hotlines()
+        hotlines = self._hotlines = load_hotlines()
         self._engine = engine
         self._policy = policy or load_policy()
         self._classifier = classifier or default_classifier(self._policy)
         self._voices: Mapping[Lang, _Voice] = {
-            lang: _Voice(load_prompt_book(lang), load_replies(lang, hotlines), load_output_guard(lang, hotlines.numbers()))
-            for lang in LANGUAGES
+            lang: _Voice(load_prompt_book(lang), load_replies(lang, hotlines), load_output_guard(lang)) for lang in LANGUAGES
         }
 
     async def warm(self, session: Session) -> None:
@@ -152,6 +152,9 @@ class Companion:
         message = message.encode("utf-8", "replace").decode()  # half a surrogate pair, as a broken terminal sends it
         clock, lang = _Clock(), session.language(message)
         verdict, decision = self._judge(session, message, lang)
+        session.disclosed = session.disclosed or verdict.severity.rank >= Severity.CONCERN.rank
+        session.guardian_suspected = session.guardian_suspected or verdict.guardian_may_be_source
+        session.turns.append(Turn(role="user", content=message))
         yield SafetyEvent(
             severity=verdict.severity,
             category=verdict.category,
@@ -160,9 +163,6 @@ class Companion:
             notify=decision.notify,
             rules=tuple(evidence.rule for evidence in verdict.evidence),
         )
-        session.disclosed = session.disclosed or verdict.severity.rank >= Severity.CONCERN.rank
-        session.guardian_suspected = session.guardian_suspected or verdict.guardian_may_be_source
-        session.turns.append(Turn(role="user", content=message))
         spoken = _Spoken(clock=clock)
         try:
             async with aclosing(self._speak(session, lang, verdict, decision, spoken)) as events:
@@ -176,14 +176,18 @@ class Companion:
     def _judge(self, session: Session, message: str, lang: Lang) -> tuple[Verdict, Decision]:
         seen = ChildMessage(text=message, context=tuple(session.turns[-CONTEXT_TURNS:]), lang=lang, band=session.band)
         verdict = self._classifier.assess(seen)
+        if verdict.severity is not Severity.NONE and session.guardian_suspected:
+            verdict = replace(verdict, guardian_may_be_source=True)  # whatever is told next, that home is not notified of it
         decision = self._policy.decide(verdict, band=session.band, jurisdiction=session.country(lang))
         if verdict.severity.rank >= Severity.CONCERN.rank:
-            session.follow_up = verdict.reply
-        elif session.follow_up and decision.action is Action.ALLOW and _is_short(message):
-            # "不知道" to "are you safe now?" is not small talk, and too much for a small model
-            return replace(verdict, reply=session.follow_up), Decision(Action.VETTED, None)
-        else:
-            session.follow_up = ""
+            session.follow_up = verdict.reply or verdict.category.value
+            session.held = _HELD_TURNS if verdict.severity is Severity.URGENT else 0
+            return verdict, decision
+        session.held -= 1
+        if session.follow_up and (session.held >= 0 or verdict.reply == "goodbye" or _is_short(message)):
+            # "不知道" or "bye" to "are you safe now?" is not small talk, and too much for a small model
+            return replace(verdict, reply=session.follow_up), Decision(Action.VETTED, decision.notify)
+        session.follow_up = ""
         return verdict, decision
 
     async def _speak(
@@ -191,25 +195,28 @@ class Companion:
     ) -> AsyncGenerator[Event]:
         """Notice and text, in the order that suits: a child in trouble is answered first and told of the computer after."""
         introduce = not session.introduced
-        session.introduced = True
         notice = NoticeEvent("ai_disclosure", self._voices[lang].prompts.disclosure(session.band))
         vetted = decision.action is Action.VETTED
         if introduce and not vetted:
+            session.introduced = True
             yield notice
         if vetted:
-            for said in self._recite(session, lang, verdict.reply, spoken):
+            for said in self._recite(session, lang, verdict.reply or verdict.category.value, spoken):
                 yield said
         else:
             async with aclosing(self._generate(session, lang, verdict, decision, spoken)) as events:
                 async for event in events:
                     yield event
-        if introduce and vetted and verdict.reply != "are_you_human":
-            yield notice
+        if introduce and vetted:
+            session.introduced = True
+            if verdict.reply != "are_you_human":
+                yield notice
 
-    def _recite(self, session: Session, lang: Lang, family: str, spoken: _Spoken) -> Iterable[TextEvent]:
+    def _recite(self, session: Session, lang: Lang, family: str, spoken: _Spoken) -> Iterator[TextEvent]:
         reply = self._choose(session, lang, family)
         spoken.acts = reply.acts
-        return [spoken.say(sentence) for sentence in split_sentences(reply.text)]
+        for sentence in split_sentences(reply.text):
+            yield spoken.say(sentence)
 
     def _choose(self, session: Session, lang: Lang, family: str) -> VettedReply:
         reply = self._voices[lang].replies.choose(
@@ -231,14 +238,11 @@ class Companion:
             prompt = self._prompt(session, lang, verdict, decision)
             async with aclosing(self._sentences(session, prompt, spoken)) as sentences:
                 async for sentence in sentences:
-                    spoken.reasons = guard.check(
-                        sentence, spoken.sentences, child=child, guardian_suspected=session.guardian_suspected
-                    )
+                    spoken.reasons = self._rejects(session, lang, sentence, spoken.sentences, child)
                     if spoken.reasons or guard.full(spoken.sentences, sentence, session.band):
                         break
                     yield spoken.say(sentence)
-        except EngineError as error:
-            log.error("engine failed: %s", error)
+        except QiaobanError as error:  # the engine, or a chat template that refuses this talk
             spoken.failed = str(error)
         if spoken.failed and not spoken.sentences:
             for event in self._recite(session, lang, "engine_down", spoken):
@@ -246,6 +250,17 @@ class Companion:
         elif spoken.reasons or not "".join(spoken.sentences).strip():
             for event in self._recite(session, lang, "output_fallback", spoken):
                 yield event
+
+    def _rejects(self, session: Session, lang: Lang, sentence: str, before: list[str], child: str) -> tuple[str, ...]:
+        """Why a sentence may not be said, by the rules of every language: a small model changes its own in mid-talk."""
+        numbers = self._hotlines.numbers(session.country(lang))
+        return tuple(
+            reason
+            for voice in self._voices.values()
+            for reason in voice.guard.check(
+                sentence, before, child=child, guardian_suspected=session.guardian_suspected, numbers=numbers
+            )
+        )
 
     async def _sentences(self, session: Session, prompt: list[Turn], spoken: _Spoken) -> AsyncGenerator[str]:
         splitter, cut_short = SentenceSplitter(), False

@@ -179,7 +179,7 @@ def _generate(model: Any, streamer: Any, prompt: list[int], options: Options, le
                 streamer=streamer,
                 stopping_criteria=StoppingCriteriaList([lambda *_: torch.tensor([left.is_set()], device=model.device)]),
             )
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError) as error:
         streamer.on_finalized_text(_Failure(str(error)), stream_end=True)
         return 0, "stop"
     count = out.shape[1] - len(prompt)

@@ -45,17 +45,18 @@ class Limits:
 class OutputGuard:
     """Checks sentences before they are released."""
 
-    def __init__(self, rules: Sequence[OutputRule], limits: Mapping[AgeBand, Limits], numbers: frozenset[str]) -> None:
+    def __init__(self, rules: Sequence[OutputRule], limits: Mapping[AgeBand, Limits]) -> None:
         self._rules = tuple(rules)
         self._limits = dict(limits)
-        self._numbers = numbers
 
-    def check(self, sentence: str, before: Sequence[str], *, child: str, guardian_suspected: bool) -> tuple[str, ...]:
+    def check(
+        self, sentence: str, before: Sequence[str], *, child: str, guardian_suspected: bool, numbers: frozenset[str]
+    ) -> tuple[str, ...]:
         """Reasons to reject `sentence`; none means it may be released.
 
-        `child` is the message that is being answered. `before` holds the sentences of the same reply that the child has
-        already: a phrase that runs across sentences is seen, but one that stands wholly in `before` is not held against
-        this sentence.
+        `child` is the message that is being answered, `numbers` are those that may be named to this child. `before` holds
+        the sentences of the same reply that the child has already: a phrase that runs across sentences is seen, but one that
+        stands wholly in `before` is not held against this sentence.
         """
         alone, earlier = normalise(sentence), normalise("".join(before[-CONTEXT_SENTENCES:]))
         text = normalise("".join([*before[-CONTEXT_SENTENCES:], sentence]))
@@ -65,8 +66,10 @@ class OutputGuard:
             if (guardian_suspected or not rule.guardian_suspected)
             and (rule.hits(alone) or (rule.hits(text) and not rule.hits(earlier)))
         ]
-        if not _phone_numbers(text) <= self._numbers:
+        if not _phone_numbers(text) <= numbers:
             reasons.append("unlisted_number")
+        if _LINK.search(alone):
+            reasons.append("link")
         if _echoes(alone, normalise(child)):
             reasons.append("echo")
         return tuple(dict.fromkeys(reasons))
@@ -78,14 +81,18 @@ class OutputGuard:
 
 
 _NUMBER_NEAR_CALL = re.compile(
-    r"(?:电话|热线|拨打|拨|打给|call|text|dial|phone|hotline|helpline|line|number)\D{0,16}(\d[\d -]{1,16}\d)"
+    r"(?:电话|热线|拨打?|打给|\b(?:call|text|dial|ring|phone|hotline|helpline)\b)\D{0,16}(\d[\d .()-]{1,18}\d)"
+    r"|打(\d[\d-]{1,18}\d)"
 )
+_LONG_NUMBER = re.compile(r"(?<!\d)(\d(?:[ .()-]?\d){6,14})(?!\d)")  # long enough to be somebody's
+_LINK = re.compile(r"https?:|www\.|\w@\w+\.\w|\b[a-z0-9-]{2,}\.(?:com|cn|net|org|io|co)\b")
 _UNIT = re.compile(r"[\u3400-\u9fff]|[a-z0-9']+")
 
 
 def _phone_numbers(text: str) -> set[str]:
     """Digits of everything that is offered as a number to call."""
-    return {re.sub(r"\D", "", number) for number in _NUMBER_NEAR_CALL.findall(text)}
+    near = ("".join(found) for found in _NUMBER_NEAR_CALL.findall(text))
+    return {re.sub(r"\D", "", number) for number in [*near, *_LONG_NUMBER.findall(text)]}
 
 
 _I_SAID_ZH = re.compile(r"(?=(?<![“\"「你])(我[\u3400-\u9fff]{5}))")
@@ -103,10 +110,10 @@ def _length(text: str) -> int:
     return len(_UNIT.findall(normalise(text)))
 
 
-def load_output_guard(lang: Lang, numbers: frozenset[str]) -> OutputGuard:
-    """The guard of one language; `numbers` are those that may be named to a child. `DataError` names a wrong rule."""
+def load_output_guard(lang: Lang) -> OutputGuard:
+    """The guard of one language. `DataError` names a wrong rule."""
     limits = {AgeBand(band): Limits(**row) for band, row in read_table("output/limits.toml")[lang].items()}
-    return OutputGuard(load_output_rules(lang), limits, numbers)
+    return OutputGuard(load_output_rules(lang), limits)
 
 
 @cache

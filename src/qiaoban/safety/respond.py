@@ -53,9 +53,10 @@ class Hotlines:
                     return line.spoken(lang)
         raise DataError(f"no {role} line for {jurisdiction!r} nor for {ANYWHERE!r}", path="hotlines.toml")
 
-    def numbers(self) -> frozenset[str]:
-        """Every number that may be named to a child, digits only."""
-        return frozenset(digits for line in self.lines if (digits := "".join(filter(str.isdigit, line.number))))
+    def numbers(self, jurisdiction: str) -> frozenset[str]:
+        """Every number that may be named to a child of that country, digits only."""
+        lines = (line for line in self.lines if line.jurisdiction == jurisdiction)
+        return frozenset(digits for line in lines if (digits := "".join(filter(str.isdigit, line.number))))
 
 
 @dataclass(frozen=True)
