@@ -113,6 +113,7 @@ def test_a_talk_from_the_banner_to_the_goodbye(quick: Terminal) -> None:
     quick.type("i want to die")
     flagged = quick.wait_for("urgent · suicide")
     assert "to tell: guardian, now" in flagged or quick.wait_for("to tell: guardian, now")
+    quick.type("/new")
     quick.type("bye")
     assert quick.leaves() == 0
 

@@ -93,6 +93,7 @@ class LlamaCppEngine:
 
     async def close(self) -> None:
         """Free the model. Replies still being decoded end first."""
+        await asyncio.sleep(0)  # a load that has just ended still holds the server in its future
         self._server = None  # its destructor ends the threads
 
     def _opened(self) -> Any:
