@@ -184,6 +184,8 @@ class Companion:
             session.held = _HELD_TURNS if verdict.severity is Severity.URGENT else 0
             return verdict, decision
         session.held -= 1
+        if decision.action is Action.VETTED and verdict.reply != "goodbye":
+            return verdict, decision  # "are you real?" has one true answer, whatever was told before
         if session.follow_up and (session.held >= 0 or verdict.reply == "goodbye" or _is_short(message)):
             # "不知道" or "bye" to "are you safe now?" is not small talk, and too much for a small model
             return replace(verdict, reply=session.follow_up), Decision(Action.VETTED, decision.notify)
