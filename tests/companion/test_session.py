@@ -148,7 +148,7 @@ class TestOrder:
         assert second
         assert second != first
         for _ in range(2):  # an urgent message holds two turns
-            await turn(companion, session, "嗯" if told[0] != "i" else "ok")
+            await turn(companion, session, "不知道" if told[0] != "i" else "dunno")  # "嗯" could be a yes: see said_yes
         await turn(
             companion,
             session,
