@@ -17,6 +17,7 @@ from qiaoban.errors import QiaobanError, UsageError
 _COMMANDS = {
     "bank": ("qiaoban.cli.bank", "Show and check the topic bank: scenes, emotions, people."),
     "chat": ("qiaoban.cli.chat", "Talk with the companion, or play talks from a file."),
+    "collect": ("qiaoban.cli.collect", "Plan and collect dialogues from a strong model."),
     "doctor": ("qiaoban.cli.doctor", "Say what is installed, what is missing and how to get it."),
     "models": ("qiaoban.cli.models", "List, pull and verify models."),
     "safety": ("qiaoban.cli.safety", "See what the guard makes of a message."),

@@ -1,0 +1,162 @@
+"""The same rollouts under Ray Data, on one machine or a cluster.
+
+Each worker keeps a ledger of its own (a shard) and reads, behind it, the answers that earlier runs left for open cards. Limits
+and budget are shared out equally. The driver writes settled cards into the run's ledger as they come and takes over the shards
+when the workers are gone, also those of a run that was killed. The folder must be one that all workers reach.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qiaoban.collect.card import Card
+from qiaoban.collect.job import Job
+from qiaoban.collect.ledger import Ledger
+from qiaoban.collect.rollouts import ROLLOUTS
+from qiaoban.collect.rollouts.studio import Studio
+from qiaoban.collect.run import RunFolder, Watcher, count_cards, open_cards
+from qiaoban.collect.teacher import CardFailedError
+from qiaoban.collect.throttle import ClosedError
+from qiaoban.conversation import parse_record
+from qiaoban.errors import EngineError, QiaobanError, UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """How many workers, how many cards each takes at a time, and the Ray cluster to join (None: a local one)."""
+
+    workers: int = 2
+    cards: int = 256
+    address: str | None = None
+
+
+def collect_with_ray(folder: RunFolder, job: Job, crew: Crew, watch: Watcher) -> None:
+    """Settle every open card of a plan. Raises what stopped the workers; all that was paid for is in the ledger then."""
+    try:  # heavy, and only here
+        import ray  # noqa: PLC0415
+        import ray.data  # noqa: PLC0415
+    except ImportError:
+        raise UsageError("--engine ray needs Ray", hint="pip install 'qiaoban[scale]'") from None
+    shards = folder.path / "shards"
+    with Ledger(folder.ledger) as ledger:
+        adopt(ledger, shards)
+        total, totals = count_cards(folder.plan), ledger.totals()
+        live = {"total": total, "done": totals.done, "failed": totals.failed, "workers": crew.workers}
+        cards = _open_file(folder, ledger, shards)
+        number, ended = ledger.begin_run(os.getpid()), "killed"
+        job = _remaining(job, ledger)
+        try:
+            ray.init(address=crew.address, num_cpus=None if crew.address else crew.workers + 1, include_dashboard=False)
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            data = ray.data.read_text(str(cards)).repartition(target_num_rows_per_block=crew.cards)
+            settled = data.map_batches(
+                _Worker,
+                batch_size=crew.cards,
+                num_cpus=0.25,
+                compute=ray.data.ActorPoolStrategy(size=crew.workers),
+                fn_constructor_args=(str(folder.path), job.share(crew.workers)),
+            )
+            stopped = ""
+            for row in settled.iter_rows():
+                stopped = stopped or row["stopped"]
+                _note(ledger, row, live)
+                ledger.beat(number, live)
+                watch(live)
+            ended = "stopped" if stopped else "finished"
+        finally:
+            ray.shutdown()
+            adopt(ledger, shards)
+            ledger.beat(number, live, ended)
+    if stopped:
+        raise EngineError(stopped, hint="run again: nothing is paid twice")
+
+
+def adopt(ledger: Ledger, shards: Path) -> int:
+    """Take over what workers left behind, also those of a run that was killed; returns how many shards there were."""
+    found = sorted(shards.glob("*.sqlite"))
+    for shard in found:
+        if shard.name != "open.sqlite":
+            ledger.merge(shard)
+    shutil.rmtree(shards, ignore_errors=True)
+    return len(found)
+
+
+def _open_file(folder: RunFolder, ledger: Ledger, shards: Path) -> Path:
+    """The cards that are to do, and beside them the answers that are stored for them."""
+    shards.mkdir(parents=True)
+    ledger.copy_unsettled(shards / "open.sqlite")
+    path = shards / "open.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for card in open_cards(folder.plan, ledger):
+            file.write(card.to_json() + "\n")
+    return path
+
+
+def _remaining(job: Job, ledger: Ledger) -> Job:
+    """The job with what is left of its budget."""
+    budget = job.budget()
+    budget.carry_over(totals := ledger.totals())
+    tokens = None if job.budget_tokens is None else max(0, job.budget_tokens - totals.usage.total - totals.doubtful_tokens)
+    money = None if job.budget_money is None or budget.money is None else max(0.0, job.budget_money - budget.money)
+    return replace(job, budget_tokens=tokens, budget_money=money)
+
+
+def _note(ledger: Ledger, row: Mapping[str, Any], live: dict[str, Any]) -> None:
+    if row["record"]:
+        ledger.done(row["id"], row["sha"], row["record"])
+        live["done"] += 1
+    elif row["reason"]:
+        ledger.failed(row["id"], row["sha"], row["reason"])
+        live["failed"] += 1
+
+
+class _Worker:
+    """Lives on a worker and settles batches of cards; its shard outlives it."""
+
+    def __init__(self, folder: str, job: Job) -> None:
+        self._folder, self._job = RunFolder(Path(folder)), job
+        shards = self._folder.path / "shards"
+        behind = Ledger(shards / "open.sqlite", read_only=True)
+        self._ledger = Ledger(shards / f"{socket.gethostname()}-{os.getpid()}.sqlite", exclusive=True, behind=behind)
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Rows of card lines to rows of what became of them; `stopped` says why a card was not settled."""
+        rows = asyncio.run(self._settle([parse_record(Card, str(line)) for line in batch["text"]]))
+        return {key: [row.get(key, "") for row in rows] for key in ("id", "sha", "record", "reason", "stopped")}
+
+    async def _settle(self, cards: list[Card]) -> list[dict[str, str]]:
+        client = self._job.client()
+        source = self._job.live(self._ledger, client)
+        source.budget.carry_over(self._ledger.totals())
+        studio = self._job.studio(self._ledger, source, self._folder.topics)
+        gate = asyncio.Semaphore(self._job.limits.concurrency)
+
+        async def one(card: Card) -> dict[str, str]:
+            async with gate:
+                row = {"id": card.id, "sha": card.sha} | await self._outcome(card, studio)
+            if "stopped" in row and source.stopped is not None:
+                row["stopped"] = source.stopped.message
+            return row
+
+        try:
+            return list(await asyncio.gather(*(one(card) for card in cards)))
+        finally:
+            await client.close()
+
+    async def _outcome(self, card: Card, studio: Studio) -> dict[str, str]:
+        try:
+            talk = await ROLLOUTS[card.mode](card, studio)
+        except CardFailedError as error:
+            return {"reason": str(error)}
+        except ClosedError:
+            return {"stopped": "stopped"}
+        except QiaobanError as error:
+            return {"stopped": error.message}
+        return {"record": talk.to_json()}
