@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,8 @@ from qiaoban.collect.client import Client, Endpoint
 from qiaoban.collect.ledger import Call, Ledger
 from qiaoban.collect.teacher import LiveSource
 from qiaoban.collect.throttle import Limits, Throttle
+
+from .ask_fake import CHILD_ZH, teacher
 
 KEY = "sk-very-secret"
 
@@ -114,9 +116,7 @@ def error(message: str, code: str | None = None) -> str:
     return json.dumps({"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}})
 
 
-def call_for(
-    text: str = "你是小满，九岁。请说一句话。", *, card: str = "c1", slot: str = "child/1#0", tokens: int = 500
-) -> Call:
+def call_for(text: str = CHILD_ZH, *, card: str = "c1", slot: str = "child/1#0", tokens: int = 500) -> Call:
     """A call to `fake-teacher`."""
     body = {"model": "fake-teacher", "messages": [{"role": "user", "content": text}], "max_tokens": 100}
     return Call(card=card, slot=slot, body=body, tokens=tokens)
@@ -124,15 +124,38 @@ def call_for(
 
 @asynccontextmanager
 async def live(
-    ledger: Ledger, url: str, *, concurrency: int = 32, timeout: float = 20.0, **more: Any
+    ledger: Ledger, url: str, *, concurrency: int = 32, within: float = 20.0, **more: Any
 ) -> AsyncIterator[LiveSource]:
-    """A source that sends to `url`; `more` goes to `LiveSource`."""
-    endpoint = Endpoint(base_url=url, model="fake-teacher", api_key=KEY, timeout=timeout)
+    """A source that sends to `url` and gives an answer `within` seconds; `more` goes to `LiveSource`."""
+    endpoint = Endpoint(base_url=url, model="fake-teacher", api_key=KEY, timeout=within)
     client = Client(endpoint, connections=concurrency)
     try:
         yield LiveSource(ledger=ledger, client=client, throttle=Throttle(Limits(concurrency=concurrency)), **more)
     finally:
         await client.close()
+
+
+@asynccontextmanager
+async def fake(log: Path | None = None, **told: Any) -> AsyncIterator[str]:
+    """A fake teacher on a free port; `told` goes to `Faults`."""
+    async with teacher(log, **told) as client:
+        yield str(client.base_url)
+
+
+def calls(count: int, first: int = 0) -> list[Call]:
+    """Calls of as many cards."""
+    return [call_for(f"{CHILD_ZH} ({n})", card=f"c{n}") for n in range(first, first + count)]
+
+
+async def ask_all(source: LiveSource, asked: Iterable[Call]) -> list[str]:
+    """Ask for all at once."""
+    return list(await asyncio.gather(*(source.answer(call) for call in asked)))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what nobody announces."""
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
 
 
 @pytest.fixture(autouse=True)

@@ -117,9 +117,9 @@ async def test_a_failed_call_and_a_cancelled_one_free_what_they_set_aside() -> N
     async def call(seconds: float) -> None:
         async with budget.reserved(100):
             await asyncio.sleep(seconds)
-            raise ValueError
+            raise ValueError("it broke")
 
-    with pytest.raises(ValueError, match=""):
+    with pytest.raises(ValueError, match="broke"):
         await call(0)
     holding = asyncio.create_task(call(60))
     await asyncio.sleep(0)

@@ -55,7 +55,7 @@ def reported(options: PlanOptions) -> tuple[list[Card], PlanReport]:
 # ── quotas ──
 
 
-@pytest.mark.parametrize(("count", "seed"), [(37, 0), (200, 1), (200, 2), (1000, 3), (3000, 1)])
+@pytest.mark.parametrize(("count", "seed"), [(37, 0), (200, 1), (200, 2), (1000, 3), (3000, 1), (3000, 2), (3000, 3)])
 def test_every_share_is_met_within_rounding(count: int, seed: int) -> None:
     cards = planned(count, seed)
     assert len(cards) == count

@@ -5,22 +5,34 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qiaoban.collect.reading import BadReplyError, acts_of, content_of, json_of, lines_of, outlines_of, script_of, spoken, tagged
+from qiaoban.collect.reading import (
+    BadReplyError,
+    acts_of,
+    content_of,
+    json_of,
+    lines_of,
+    outlines_of,
+    script_of,
+    spoken,
+    tagged,
+)
 from qiaoban.conversation import Act, Turn
 
-NAMES = ["孩子", "小朋友", "七巧板", "智能助手", "助手", "陪伴者", "Child", "Qiaoban", "Assistant", "Companion"]
+CHILD = ["孩子", "小朋友", "Child"]
+COMPANION = ["七巧板", "智能助手", "助手", "陪伴者", "Qiaoban", "Assistant", "Companion"]
+NAMES = [*CHILD, *COMPANION]
 BRACKETS = ["[]", "［］", "【】"]
 # What answers are made of, so that random text comes near to the real thing.
-PIECES = st.sampled_from(
-    [*NAMES, "：", ":", "[", "]", "【", "】", "ACCEPT", "LABEL", "CURE", ",", "，", "“", "”", '"', "「", "」", "*", "**", "\n", " ", "，"]
-    + ["{", "}", '{"a":', "```json", "```", "</think>", "1e999", "NaN", "\\ud83d", "妈妈", "hm", "\u2028", "\x00", "\ud83d"]
-)
+MARKS = ["：", ":", "[", "]", "【", "】", ",", "，", "“", "”", '"', "「", "」", "*", "**", "\n", " ", "\u2028", "\x00"]
+JSON = ["{", "}", '{"a":', "```json", "```", "</think>", "1e999", "NaN", "\\ud83d"]
+PIECES = st.sampled_from([*NAMES, *MARKS, *JSON, "ACCEPT", "LABEL", "CURE", "妈妈", "hm"])
 texts = st.one_of(st.text(), st.lists(st.one_of(PIECES, st.text(max_size=5)), max_size=20).map("".join))
 
 
@@ -111,7 +123,10 @@ class TestOutlines:
 class TestScript:
     def test_turns_keep_words_distress_and_acts(self) -> None:
         child, companion = script_of(
-            script({"s": "child", "t": " 伞丢了 ", "d": 3}, {"s": "companion", "t": "那把伞跟了你很久吧。", "a": ["EMPATHISE", "INVITE"]})
+            script(
+                {"s": "child", "t": " 伞丢了 ", "d": 3},
+                {"s": "companion", "t": "那把伞跟了你很久吧。", "a": ["EMPATHISE", "INVITE"]},
+            )
         )
         assert child == Turn(role="user", content="伞丢了", distress=3)
         assert companion == Turn(role="assistant", content="那把伞跟了你很久吧。", acts=(Act.EMPATHISE, Act.INVITE))
@@ -153,7 +168,7 @@ class TestScript:
     def test_what_is_no_dialogue_is_named(self, answer: str, fault: str) -> None:
         assert fault_of(script_of, answer) == fault
 
-    @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda j: st.lists(j), max_leaves=9))
+    @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=9))
     def test_any_json_is_a_dialogue_or_a_fault(self, value: Any) -> None:
         for key in ("t", "s", "d", "a"):
             turn = {"s": "child", "t": "嗯", "d": 1, "a": [], key: value}
@@ -164,9 +179,11 @@ class TestScript:
             assert [one.role for one in turns] == ["user", "assistant"]
 
 
-@pytest.mark.parametrize(
-    "read", [spoken, tagged, lambda text: script_of(script(("child", text), ("companion", "嗯")))], ids=["spoken", "tagged", "script"]
-)
+def in_script(text: str) -> str:
+    return script_of(script(("child", text), ("companion", "嗯")))[0].content
+
+
+@pytest.mark.parametrize("read", [spoken, lambda text: tagged(text)[1], in_script], ids=["spoken", "tagged", "script"])
 class TestRoleLeak:
     @pytest.mark.parametrize("name", NAMES)
     @pytest.mark.parametrize("colon", ["：", ": ", " :"])
@@ -193,22 +210,34 @@ class TestRoleLeak:
         ],
     )
     def test_other_people_may_be_quoted(self, read: Callable[[str], object], words: str) -> None:
-        found = read(words)
-        assert words in (found if isinstance(found, str) else str(found))
+        assert read(words) == words
 
 
 class TestSpoken:
-    @pytest.mark.parametrize("name", NAMES)
-    def test_a_speakers_name_before_the_words_is_taken_off(self, name: str) -> None:
-        for form in ("{}：我怕黑", "{}: 我怕黑", "**{}**：我怕黑", "**{}：** 我怕黑", "{}：\n我怕黑"):
-            assert spoken(form.format(name)) == "我怕黑"
+    @pytest.mark.parametrize("form", ["{}：我怕黑", "{}: 我怕黑", "**{}**：我怕黑", "**{}：** 我怕黑", "{}：\n我怕黑"])
+    def test_the_speakers_own_name_before_the_words_is_taken_off(self, form: str) -> None:
+        assert {spoken(form.format(name)) for name in CHILD} == {"我怕黑"}
+        assert {spoken(form.format(name), "companion") for name in COMPANION} == {"我怕黑"}
+        assert {spoken(form.format(name), name="Robin") for name in ("Robin", "robin")} == {"我怕黑"}
+
+    def test_anybody_elses_name_is_not(self) -> None:
+        assert spoken("小满：我怕黑", name="朵朵") == "小满：我怕黑"
+        assert {fault_of(spoken, f"{name}：我怕黑") for name in COMPANION} == {"role_leak"}
+        assert {fault_of(lambda text: spoken(text, "companion"), f"{name}：我怕黑") for name in CHILD} == {"role_leak"}
+
+    def test_nobody_says_the_same_twice(self) -> None:
+        said = ["我就是不想去学校", "嗯？"]
+        assert spoken("我就是不想去", said=said) == "我就是不想去"
+        assert fault_of(lambda text: spoken(text, said=said), "“我就是不想去学校”") == "repeated"
+        assert fault_of(lambda text: tagged(text, said), "[INVITE] 嗯？") == "repeated"
 
     @pytest.mark.parametrize("quoted", ["“我怕黑”", '"我怕黑"', "「我怕黑」", "孩子：“我怕黑”", ' " 我怕黑 " '])
     def test_quotation_marks_around_all_of_it_are_taken_off(self, quoted: str) -> None:
         assert spoken(quoted) == "我怕黑"
 
     @pytest.mark.parametrize(
-        "words", ["“别动”，他就喊“救命”", '"no" she said "go away"', "「走」「不走」", "他说“走开”", '"', "“”我", "妈妈：你回来"]
+        "words",
+        ["“别动”，他就喊“救命”", '"no" she said "go away"', "「走」「不走」", "他说“走开”", '"', "“”我", "妈妈：你回来"],
     )
     def test_quotation_marks_inside_stay(self, words: str) -> None:
         assert spoken(words) == words
@@ -327,7 +356,7 @@ class TestAnyText:
         except BadReplyError:
             return
         assert turns[0].role == "user"
-        assert all(one.role != other.role for one, other in zip(turns, turns[1:], strict=False))
+        assert all(one.role != other.role for one, other in pairwise(turns))
 
     @given(st.lists(st.text(), max_size=4))
     def test_acts(self, names: list[str]) -> None:
@@ -345,13 +374,13 @@ class TestAnyText:
             body('{"turns": [{"s": "child", "t": "\\ud83d 我怕"}, {"s": "companion", "t": "嗯"}]}'),
             body("孩子：\ud83d 我怕\n智能助手：嗯"),
             body("[ACCEPT] \ud83d 我怕"),
-            body('{"outlines": [{"incident": "\\ud83d", "beats": ["一"]}]}'),
+            body('{"outlines": [{"incident": "一", "hides": "\\ud83d", "beats": ["一"]}]}'),
         ],
         ids=["spoken", "script", "lines", "tagged", "outlines"],
     )
     def test_half_of_an_emoji_is_a_fault_and_no_defect(self, answer: str) -> None:
         """Half a surrogate pair cannot be kept in a turn or sent to anybody."""
-        read = {"{": script_of, "孩": lines_of, "[": tagged}
+        read: dict[str, Callable[[str], object]] = {"{": script_of, "孩": lines_of, "[": tagged}
 
         def whole(raw: str) -> object:
             text = content_of(raw)

@@ -175,10 +175,10 @@ async def spend(throttle: Throttle, count: int, tokens: int, used: int | None) -
 
 
 @pytest.mark.parametrize(
-    ("used", "at_least"), [(None, 1.38), (100, 1.38), (20, 0.26), (150, 2.08)], ids=["unknown", "as said", "fewer", "more"]
+    ("used", "at_least"), [(None, 0.89), (100, 0.89), (20, 0.16), (150, 1.34)], ids=["unknown", "as said", "fewer", "more"]
 )
 async def test_tokens_a_minute_are_paced_and_what_was_not_used_is_given_back(used: int | None, at_least: float) -> None:
-    took = await spend(Throttle(Limits(tpm=60_000)), 15, 100, used)
+    took = await spend(Throttle(Limits(tpm=60_000)), 10, 100, used)
     assert at_least <= took < at_least * 1.3 + 0.2
 
 
@@ -250,7 +250,7 @@ async def test_close_also_ends_a_rest() -> None:
 # ---- nothing stalls
 
 
-async def play(steps: Sequence[tuple[str, int]]) -> None:
+async def play(steps: Sequence[tuple[str, int]]) -> None:  # noqa: C901 - one branch a step
     """Ask, give back, cancel, fail and succeed in some order; then everybody who did not give up must be served."""
     throttle = Throttle(Limits(concurrency=3, rpm=600_000, tpm=60_000_000))
     asked: list[asyncio.Task[Permit]] = []

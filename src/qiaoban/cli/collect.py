@@ -140,6 +140,8 @@ async def _live(place: RunFolder, job: Job, how: _How) -> QiaobanError | None:
             task = asyncio.current_task()
             with _signals(source, task.cancel if task else sys.exit):
                 await work.work(workers=job.limits.concurrency * 5 // 4 + 1, watch=watch)
+        except asyncio.CancelledError:  # Ctrl-C for the second time
+            return source.stopped
         finally:
             await client.close()
         if work.may_have_been_paid:

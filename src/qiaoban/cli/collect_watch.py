@@ -1,4 +1,4 @@
-"""How a collection tells of itself: a live line on a terminal, a line every ten seconds elsewhere, and `status`."""
+"""How a collection tells of itself: a live line on a terminal, a line every half minute elsewhere, and `status`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from qiaoban.cli.voice import note, stderr
 
-_EVERY = 10.0  # seconds between lines where no terminal listens
+_EVERY = 30.0  # seconds between lines where no terminal listens
 
 
 class LiveLines:

@@ -20,9 +20,10 @@ class Breaker:
     rest: float = 30.0
     longest_rest: float = 600.0
     patience: float = 3600.0
-    first_patience: float = 10.0
+    first_patience: float = 5.0
     answered: int = 0
-    _last_answer: float = field(default_factory=time.monotonic)
+    _last_answer: float = 0.0
+    _failing_since: float | None = None
     _since: float = field(default_factory=time.monotonic)
     _answered_since: int = 0
     _failing: set[str] = field(default_factory=set)
@@ -33,7 +34,7 @@ class Breaker:
         now = time.monotonic()
         self.answered += 1
         self._answered_since += 1
-        self._last_answer, self._next_rest = now, 0.0
+        self._last_answer, self._next_rest, self._failing_since = now, 0.0, None
         if now - self._since >= self.window:
             self._open_window(now)
 
@@ -55,9 +56,14 @@ class Breaker:
         return self.answered > 0 and self._last_answer >= moment
 
     def hopeless(self, *, there: bool) -> bool:
-        """Whether there was no answer for so long that the run should stop. `there`: the endpoint spoke, if only to say no."""
-        patience = self.patience if self.answered or there else self.first_patience
-        return time.monotonic() - self._last_answer > patience
+        """Asked at each failure: whether they have gone on for so long that the run should stop.
+
+        `there` says that the endpoint spoke, if only to say no.
+        """
+        now = time.monotonic()
+        if self._failing_since is None:
+            self._failing_since = now
+        return now - self._failing_since > (self.patience if self.answered or there else self.first_patience)
 
     def _open_window(self, now: float) -> None:
         self._since, self._answered_since = now, 0

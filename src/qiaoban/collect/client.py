@@ -5,6 +5,7 @@ The SDK's own retries are off: the teacher alone decides what is sent again.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 from collections.abc import Mapping
@@ -82,6 +83,8 @@ class Client:
     """Connections to one endpoint, in pools of a few: what a request costs grows with the connections of its pool."""
 
     def __init__(self, endpoint: Endpoint, *, connections: int) -> None:
+        if not (endpoint.api_key.isascii() and endpoint.api_key.isprintable()):
+            raise CallError(Fault.KEY, "the key has characters that cannot be sent", hint="look at OPENAI_API_KEY")
         self.endpoint = endpoint
         trust = httpx2.create_ssl_context()  # 20 ms each
         self._pools = [_sdk(endpoint, trust) for _ in range(0, connections, _POOL)]
@@ -102,12 +105,15 @@ class Client:
         at = self._busy.index(min(self._busy))
         self._busy[at] += 1
         try:
-            response = await self._pools[at].post(
-                "/chat/completions",
-                cast_to=httpx2.Response,
-                body=dict(body),
-                options={"headers": {"Idempotency-Key": key}},
-            )
+            async with asyncio.timeout(self.endpoint.timeout):
+                response = await self._pools[at].post(
+                    "/chat/completions",
+                    cast_to=httpx2.Response,
+                    body=dict(body),
+                    options={"headers": {"Idempotency-Key": key}},
+                )
+        except TimeoutError:
+            raise self._timeout() from None
         except openai.OpenAIError as error:
             raise self.explain(error) from None
         finally:
@@ -125,7 +131,7 @@ class Client:
         if isinstance(error, openai.APITimeoutError):
             if isinstance(error.__cause__, httpx2.ConnectTimeout):
                 return CallError(Fault.UNREACHABLE, f"{where} cannot be reached", hint="check the URL and the network")
-            return CallError(Fault.TIMEOUT, f"{where} gave no answer in {self.endpoint.timeout:g} s")
+            return self._timeout()
         if isinstance(error, openai.APIConnectionError):
             if isinstance(error.__cause__, httpx2.ConnectError | httpx2.UnsupportedProtocol):
                 return CallError(Fault.UNREACHABLE, f"{where} cannot be reached", hint="check the URL and the network")
@@ -134,8 +140,12 @@ class Client:
             return self._explain_status(error, where)
         return CallError(Fault.BUSY, f"{where}: {error}")
 
+    def _timeout(self) -> CallError:
+        where = f"{self.endpoint.base_url} ({self.endpoint.model})"
+        return CallError(Fault.TIMEOUT, f"{where} gave no answer in {self.endpoint.timeout:g} s")
+
     def _explain_status(self, error: openai.APIStatusError, where: str) -> CallError:
-        status, said = error.status_code, _said(error)
+        status, said = error.status_code, _said(error).replace(self.endpoint.api_key or "\0", "…")
         if status in (401, 403):
             return CallError(Fault.KEY, f"{where} refused the key: {said}", hint="set OPENAI_API_KEY to a key that it accepts")
         if status == 402 or (status == 429 and error.code == "insufficient_quota"):

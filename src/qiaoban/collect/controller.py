@@ -2,7 +2,7 @@
 
 A child is not cured at once. Distress (0 to 4) falls by one at most, only after a reply that accepted, empathised, named the
 feeling or saw to safety, never below 1 before the child's fourth turn, and never below what the outcome of the card leaves.
-Advice before any acceptance, or a reply that does nothing for the feeling again and again, makes it worse.
+Advice before any acceptance, or a companion that only asks, again and again, makes it worse.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ ADVISING = frozenset({Act.EXPLORE, Act.PLAN})
 WORST = 4
 _FIRST_CALM_TURN = 4  # of the child, from 1
 _ACCEPTED_BEFORE_REVEAL = 2
+_PATIENCE = 3  # turns of the companion that only ask
 _LEFT_BY = {"calmed": 0, "partly": 1, "referred": 1, "left": 1, "unresolved": 2}
 
 Effect = Literal["eased", "unchanged", "hurt"]
@@ -80,11 +81,12 @@ class Controller:
         """The companion has answered: move on, and let it have its effect."""
         self.turn += 1
         soothes, advises = bool(SOOTHING & set(acts)), bool(ADVISING & set(acts))
+        only_asks = set(acts) <= {Act.NOTICE, Act.INVITE}
         first_ever = not (self.done & SOOTHING)
         self.done |= set(acts)
         self.accepted += soothes
-        self.idle = 0 if soothes or advises else self.idle + 1
-        if self.card.distress and ((advises and first_ever and not soothes) or self.idle >= 3):
+        self.idle = self.idle + 1 if only_asks else 0
+        if self.distress and ((advises and first_ever and not soothes) or self.idle >= _PATIENCE):
             self.distress, self.effect = min(WORST, self.distress + 1), "hurt"
         elif soothes and self.distress > self.floor and self.rng.random() < 0.7:
             self.distress, self.effect = self.distress - 1, "eased"

@@ -26,6 +26,7 @@ Pair = tuple[int, int, str, str]
 DIMENSIONS = ("domain", "age_band", "risk", "outcome", "emotion")
 _COLUMNS = tuple(columns for size in (1, 2, 3) for columns in combinations(range(4), size))
 _NOWHERE = 1e9  # what a row costs that no scene can fill
+_ASKED_TO_HELP = 40_000  # rows that are asked, in all, to exchange with rows that nobody can fill
 _LOOK_AT = 64  # variants looked at for a pair
 _ROWS_TO_BEND = 12
 
@@ -149,16 +150,22 @@ class _Swaps:
     def settle(self) -> None:
         size = len(self.rows)
         for _ in range(max(15 * size, min(60 * size, 60_000))):
-            self._try(int(self.rng.random() * size), int(self.rng.random() * size))
-        for _ in range(60):
-            lost = [index for index, row in enumerate(self.rows) if row not in self.room]
-            for index in lost:
-                self._try(index, int(self.rng.random() * size))
-                for other in lost[:20]:
-                    self._try(index, other)
+            self._try(int(self.rng.random() * size), int(self.rng.random() * size), self.rng.choice(_COLUMNS))
+        help_left = _ASKED_TO_HELP
+        while help_left > 0 and (lost := [index for index, row in enumerate(self.rows) if row not in self.room]):
+            help_left -= sum(map(self._rescue, lost[:_ROWS_TO_BEND]))
 
-    def _try(self, i: int, j: int) -> None:
-        columns = self.rng.choice(_COLUMNS)
+    def _rescue(self, index: int) -> int:
+        """Exchange with one row after another, in every way, until the row can be filled; returns how many were asked."""
+        others = self.rng.sample(range(len(self.rows)), min(len(self.rows), _ASKED_TO_HELP // 10))
+        for asked, other in enumerate(others, start=1):
+            for columns in _COLUMNS:
+                self._try(index, other, columns)
+                if self.rows[index] in self.room:
+                    return asked
+        return len(others)
+
+    def _try(self, i: int, j: int, columns: tuple[int, ...]) -> None:
         old = self.rows[i], self.rows[j]
         new = swapped(*old, columns)
         if set(old) == set(new):

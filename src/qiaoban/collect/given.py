@@ -132,7 +132,7 @@ def _check_turn(talk: Conversation, hit: Hit) -> None:
     where = f"talk {talk.id!r}, rule {hit.rule!r}: turn {hit.turn}"
     if hit.turn >= len(talk.turns):
         raise DataError(f"{where} does not exist, the talk has {len(talk.turns)} turns")
-    if talk.turns[hit.turn].role != "assistant":
+    if talk.turns[hit.turn].role == "system":
         raise DataError(f"{where} is the {talk.turns[hit.turn].role}'s, only turns of the companion are repaired")
 
 

@@ -38,6 +38,7 @@ CREATE INDEX calls_by_card ON calls (card);
 CREATE TABLE cards (
     id TEXT PRIMARY KEY, state TEXT NOT NULL, sha TEXT NOT NULL, record TEXT, reason TEXT, at REAL NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE rounds (card TEXT PRIMARY KEY, again INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE batches (id TEXT PRIMARY KEY, state TEXT NOT NULL, calls INTEGER NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE runs (id INTEGER PRIMARY KEY, pid INTEGER, started REAL, beat REAL, live TEXT, ended TEXT);
 """
@@ -105,8 +106,11 @@ class Ledger:
         if read_only and not path.exists():
             raise DataError("is not there: nothing was collected yet", path=path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        target = f"file:{path.resolve()}?mode=ro" if read_only else f"file:{path.resolve()}"
-        self._db = sqlite3.connect(target, uri=True, isolation_level=None, timeout=30, check_same_thread=False)
+        target = path.resolve().as_uri() + ("?mode=ro" if read_only else "")
+        try:
+            self._db = sqlite3.connect(target, uri=True, isolation_level=None, timeout=30, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise DataError(f"cannot be opened: {error}", path=path, hint="give another folder") from None
         try:
             self._prepare(read_only=read_only, exclusive=exclusive)
         except sqlite3.DatabaseError as error:
@@ -142,6 +146,13 @@ class Ledger:
         if row is None and self._behind is not None:
             return self._behind.answer(key)
         return None if row is None else str(row[0])
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether anything was ever answered."""
+        if self._db.execute("SELECT 1 FROM calls WHERE state='answered' LIMIT 1").fetchone():
+            return True
+        return self._behind is not None and self._behind.has_answers
 
     def sends(self, key: str) -> tuple[int, str]:
         """How often a call was sent, and what was wrong the last time."""
@@ -203,13 +214,20 @@ class Ledger:
         yield from self._db.execute("SELECT id, reason FROM cards WHERE state='failed' ORDER BY id")
 
     def retry_failed(self) -> int:
-        """Forget failures and the unreadable answers behind them, so that the next run asks again; returns how many cards."""
+        """Open failed cards again, with another round of tries beyond those that are stored; returns how many."""
         with self._db:
             self._db.execute("BEGIN")
             self._db.execute(
-                "DELETE FROM calls WHERE fault IS NOT NULL AND card IN (SELECT id FROM cards WHERE state='failed')"
+                "INSERT INTO rounds SELECT id, 1 FROM cards WHERE state='failed' ON CONFLICT (card) DO UPDATE SET again=again+1"
             )
             return self._db.execute("DELETE FROM cards WHERE state='failed'").rowcount
+
+    def rounds(self, card: str) -> int:
+        """How many rounds of tries a card has: one, and one more for each `retry_failed`."""
+        row = self._db.execute("SELECT again FROM rounds WHERE card=?", (card,)).fetchone()
+        if row is None:
+            return 1 if self._behind is None else self._behind.rounds(card)
+        return 1 + int(row[0])
 
     # -- batches and runs -------------------------------------------------------------------------------------------------
 
@@ -265,6 +283,7 @@ class Ledger:
         Ledger(target).close()
         self._db.execute("ATTACH ? AS copy", (str(target),))
         try:
+            self._db.execute("INSERT OR REPLACE INTO copy.rounds SELECT * FROM main.rounds")
             self._db.execute(
                 "INSERT OR REPLACE INTO copy.calls SELECT * FROM main.calls AS old WHERE old.state = 'answered' "
                 "AND NOT EXISTS (SELECT 1 FROM main.cards AS settled WHERE settled.id = old.card)"
@@ -281,10 +300,17 @@ class Ledger:
             with self._db:
                 self._db.execute("BEGIN")
                 self._db.execute(
+                    "UPDATE shard.calls AS new SET doubts = "
+                    "MAX(doubts, COALESCE((SELECT doubts FROM main.calls AS old WHERE old.key = new.key), 0))"
+                )
+                self._db.execute(
                     "INSERT OR REPLACE INTO calls SELECT * FROM shard.calls AS new WHERE NOT EXISTS "
                     "(SELECT 1 FROM main.calls AS old WHERE old.key = new.key AND old.state = 'answered')"
                 )
-                self._db.execute("INSERT OR REPLACE INTO cards SELECT * FROM shard.cards")
+                self._db.execute(
+                    "INSERT OR REPLACE INTO cards SELECT * FROM shard.cards AS new WHERE NOT EXISTS "
+                    "(SELECT 1 FROM main.cards AS old WHERE old.id = new.id AND old.state = 'done')"
+                )
         finally:
             self._db.execute("DETACH shard")
 
@@ -297,4 +323,5 @@ class Ledger:
 
 def is_full(error: sqlite3.Error) -> bool:
     """Whether a write failed because there is no room on the disk."""
-    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+    full = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in full

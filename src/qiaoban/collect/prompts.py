@@ -34,6 +34,8 @@ class Prompts:
         self._scenarios: dict[str, Scenario] = {scenario.id: scenario for scenario in self._bank.scenarios}
         self._tasks = {task.id: getattr(task, lang) for task in load_tasks()}
         people = self._bank.people
+        self._emotions = {entry.id: entry for entry in self._bank.emotions}
+        self._outcomes = {entry.id: entry for entry in people.outcomes}
         self._families: dict[str, Family] = {entry.id: entry for entry in people.families}
         self._regions: dict[str, Region] = {entry.id: entry for entry in people.regions}
         self._temperaments: dict[str, Temperament] = {entry.id: entry for entry in people.temperaments}
@@ -57,8 +59,8 @@ class Prompts:
         return {
             **self._who(card),
             **self._what(card),
-            "channel": self._joined(f"channel.{child.channel}"),
-            "habit": self._joined(f"habit.{child.habit}") if child.habit else "",
+            "channel": self._join(self._found(self._lines, f"channel.{child.channel}", card)),
+            "habit": self._join(self._found(self._lines, f"habit.{child.habit}", card)) if child.habit else "",
             "band_child": self.line(f"child.bands.{band}"),
             "band_companion": self.line(f"companion.bands.{band}"),
             "acts": self.acts,
@@ -92,7 +94,7 @@ class Prompts:
         dialect = rng.choice(dialects) if dialects and rng.random() < _DIALECT_SHARE else None
         talk = [*getattr(self._found(self._temperaments, child.temperament, card).talk, self.lang)]
         for knob in child.knobs:
-            talk += self._lines[f"knob.{knob}"]
+            talk += self._found(self._lines, f"knob.{knob}", card)
         return {
             "name": child.name,
             "age": str(child.age),
@@ -116,12 +118,11 @@ class Prompts:
         if card.task:
             facts["task"] = self._found(self._tasks, card.task, card)
         if card.emotion:
-            emotion = next(entry for entry in self._bank.emotions if entry.id == card.emotion)
+            emotion = self._emotions[card.emotion]
             facts |= {"emotion": getattr(emotion, self.lang), "phrases": self._join(getattr(emotion.phrases, self.lang))}
             facts["body"] = self._join(getattr(emotion.body, self.lang))
         if card.outcome:
-            outcome = next(entry for entry in self._bank.people.outcomes if entry.id == card.outcome)
-            facts["outcome"] = getattr(outcome.definition, self.lang)
+            facts["outcome"] = getattr(self._found(self._outcomes, card.outcome, card).definition, self.lang)
         return facts
 
     def _found(self, table: Mapping[str, Any], key: str, card: Card) -> Any:
@@ -131,9 +132,6 @@ class Prompts:
                 hint="plan again, or put the topic files of the plan beside it",
             )
         return table[key]
-
-    def _joined(self, key: str) -> str:
-        return self._join(self._lines[key])
 
     def _join(self, words: Iterable[str]) -> str:
         return ("；" if self.lang == "zh" else "; ").join(words)

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qiaoban.conversation import Act, Turn, explain
 
-_THINKING = re.compile(r"\A.*?</think>", re.DOTALL)
+_THINKING = re.compile(r"\A.*?</think>|\A\s*<think>.*\Z", re.DOTALL)
 _FENCE = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
-_TAGS = re.compile(r"\A\s*[\[［【]([A-Z,，、|/\s]*)[\]］】]\s*(.*)\Z", re.DOTALL)
-_SPEAKERS = {
+_TAGS = re.compile(r"\A\s*[\[［【]([A-Za-z,，、|/\s]*)[\]］】]\s*(.*)\Z", re.DOTALL)
+Speaker = Literal["child", "companion"]
+_SPEAKERS: Mapping[Speaker, tuple[str, ...]] = {
     "child": ("孩子", "小朋友", "child"),
     "companion": ("七巧板", "智能助手", "助手", "陪伴者", "qiaoban", "assistant", "companion"),
 }
-_LINE = re.compile(r"\A\s*[*_]*(?P<who>[^\s:：*]{1,12})[*_]*\s*[:：][*_]*\s*(?P<text>.*)\Z", re.DOTALL)
 _ROLE_OF = {name: role for role, names in _SPEAKERS.items() for name in names}
-_LEAK = re.compile(rf"(?:^|\n)\s*(?:{'|'.join(_ROLE_OF)})\s*[:：]", re.IGNORECASE)
-
-
+_LINE = re.compile(r"\A\s*[*_]*(?P<who>[^\s:：*_]{1,12})[*_]*\s*[:：][*_]*\s*(?P<text>.*)\Z", re.DOTALL)
+_LEAK = re.compile(rf"(?:^|\n)\s*[*_]*(?:{'|'.join(_ROLE_OF)})[*_]*\s*[:：]", re.IGNORECASE)
+_QUOTES = (("“", "”"), ('"', '"'), ("「", "」"))
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -46,7 +46,7 @@ def content_of(raw: str) -> str:
     text = _THINKING.sub("", str(message.get("content") or "")).strip()
     if not text:
         raise BadReplyError("empty", "it was empty")
-    return text
+    return _whole(text)
 
 
 def json_of(text: str) -> Any:
@@ -56,7 +56,7 @@ def json_of(text: str) -> Any:
     start, end = inner.find("{"), inner.rfind("}")
     try:
         return json.loads(inner[start : end + 1]) if 0 <= start < end else json.loads(inner)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadReplyError("bad_json", f"it was not JSON ({error})") from None
 
 
@@ -110,7 +110,7 @@ def lines_of(text: str) -> tuple[Turn, ...]:
         if found and role:
             turns.append(Turn(role=_role(role), content=found["text"]))
         elif turns:
-            turns[-1] = turns[-1].model_copy(update={"content": f"{turns[-1].content}\n{line}"})
+            turns[-1] = turns[-1].model_copy(update={"content": f"{turns[-1].content}\n{line}".strip()})
     return dialogue(turns)
 
 
@@ -133,22 +133,49 @@ def dialogue(turns: Sequence[Turn]) -> tuple[Turn, ...]:
     return tuple(joined)
 
 
-def tagged(text: str) -> tuple[tuple[Act, ...], str]:
-    """Acts and words of `[ACT, ACT] words`. An answer without tags has no acts: it is kept and can be labelled later."""
-    found = _TAGS.match(text)
-    acts, words = (acts_of(re.split(r"[,，、|/\s]+", found[1])), found[2]) if found else ((), text)
-    return acts, spoken(words)
+def tagged(text: str, said: Sequence[str] = ()) -> tuple[tuple[Act, ...], str]:
+    """Acts and words of a companion's `[ACT, ACT] words`. Without tags there are no acts: it is kept, to be labelled later."""
+    acts: tuple[Act, ...] = ()
+    text = _unquoted(_unnamed(text, "companion"))
+    if found := _TAGS.match(text):
+        acts, text = acts_of(re.split(r"[,，、|/\s]+", found[1])), found[2]
+    return acts, spoken(text, "companion", said=said)
 
 
-def spoken(text: str) -> str:
-    """The words of one turn, without a speaker's name before them and quotation marks around them."""
-    line = _LINE.match(text)
-    if line and line["who"].lower() in _ROLE_OF:
-        text = line["text"]
-    text = text.strip()
-    if len(text) > 1 and (text[0], text[-1]) in (("“", "”"), ('"', '"'), ("「", "」")):
-        text = text[1:-1].strip()
+def spoken(text: str, speaker: Speaker = "child", *, name: str = "", said: Sequence[str] = ()) -> str:
+    """The words of one turn, without the speaker's name before them and quotation marks around them.
+
+    `name` is another name of the speaker; `said` are turns that were said before, which nobody says again word for word.
+    """
+    text = _unquoted(_unnamed(text, speaker, name))
     check_words(text)
+    if text in said:
+        raise BadReplyError("repeated", "it had been said before, word for word")
+    return text
+
+
+def _unnamed(text: str, speaker: Speaker, name: str = "") -> str:
+    line = _LINE.match(text)
+    if line and line["who"].lower() in (name.lower(), *_SPEAKERS[speaker]):
+        text = line["text"]
+    return text.strip()
+
+
+def _unquoted(text: str) -> str:
+    """Without quotation marks that stand around the whole and nowhere inside."""
+    for first, last in _QUOTES:
+        inner = text[1:-1]
+        if len(text) > 1 and text.startswith(first) and text.endswith(last) and not {first, last} & set(inner):
+            return inner.strip()
+    return text
+
+
+def _whole(text: str) -> str:
+    """Half of a surrogate pair can neither be kept nor sent to anybody."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadReplyError("half_a_character", "it had half of a character in it") from None
     return text
 
 
@@ -176,6 +203,7 @@ def _role(speaker: str) -> Any:
 
 
 def _validated(kind: type[Model], value: Any) -> Model:
+    _whole(json.dumps(value, ensure_ascii=False))
     try:
         return kind.model_validate(value)
     except ValidationError as error:

@@ -30,10 +30,10 @@ from qiaoban.errors import EngineError, QiaobanError, UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Crew:
-    """How many workers, how many cards each takes at a time, and the Ray cluster to join (None: a local one)."""
+    """How many workers, how many cards each takes at a time at most, and the Ray cluster to join (None: a local one)."""
 
     workers: int = 2
-    cards: int = 256
+    cards: int = 128
     address: str | None = None
 
 
@@ -49,16 +49,17 @@ def collect_with_ray(folder: RunFolder, job: Job, crew: Crew, watch: Watcher) ->
         adopt(ledger, shards)
         total, totals = count_cards(folder.plan), ledger.totals()
         live = {"total": total, "done": totals.done, "failed": totals.failed, "workers": crew.workers}
-        cards = _open_file(folder, ledger, shards)
+        cards, left = _open_file(folder, ledger, shards)
+        at_a_time = max(1, min(crew.cards, -(-left // crew.workers)))
         number, ended = ledger.begin_run(os.getpid()), "killed"
         job = _remaining(job, ledger)
         try:
             ray.init(address=crew.address, num_cpus=None if crew.address else crew.workers + 1, include_dashboard=False)
             ray.data.DataContext.get_current().enable_progress_bars = False
-            data = ray.data.read_text(str(cards)).repartition(target_num_rows_per_block=crew.cards)
+            data = ray.data.read_text(str(cards)).repartition(target_num_rows_per_block=at_a_time)
             settled = data.map_batches(
                 _Worker,
-                batch_size=crew.cards,
+                batch_size=at_a_time,
                 num_cpus=0.25,
                 compute=ray.data.ActorPoolStrategy(size=crew.workers),
                 fn_constructor_args=(str(folder.path), job.share(crew.workers)),
@@ -88,15 +89,16 @@ def adopt(ledger: Ledger, shards: Path) -> int:
     return len(found)
 
 
-def _open_file(folder: RunFolder, ledger: Ledger, shards: Path) -> Path:
-    """The cards that are to do, and beside them the answers that are stored for them."""
+def _open_file(folder: RunFolder, ledger: Ledger, shards: Path) -> tuple[Path, int]:
+    """A file of the cards that are to do, and how many they are; beside it the answers that are stored for them."""
     shards.mkdir(parents=True)
     ledger.copy_unsettled(shards / "open.sqlite")
-    path = shards / "open.jsonl"
+    path, count = shards / "open.jsonl", 0
     with path.open("w", encoding="utf-8") as file:
         for card in open_cards(folder.plan, ledger):
             file.write(card.to_json() + "\n")
-    return path
+            count += 1
+    return path, count
 
 
 def _remaining(job: Job, ledger: Ledger) -> Job:

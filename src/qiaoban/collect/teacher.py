@@ -12,6 +12,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
@@ -29,7 +30,8 @@ T = TypeVar("T")
 JsonMode = Literal["object", "none"]
 _LONGEST_BACKOFF = 30.0  # seconds
 _STOPS = frozenset({Fault.KEY, Fault.MODEL, Fault.QUOTA})
-_SPEAKS = frozenset({Fault.TOO_MANY, Fault.BUSY})
+_SPEAKS = frozenset({Fault.TOO_MANY, Fault.BUSY, Fault.TIMEOUT})
+_ALONE = 4  # times as often a call may fail while nobody else is answered
 
 
 class CardFailedError(Exception):
@@ -81,8 +83,8 @@ class Teacher:
 
     async def ask(self, ask: Ask, read: Callable[[str], T]) -> T:
         """Ask until `read` makes something of the answer. `CardFailedError` when it cannot after `tries` fresh tries."""
-        fault = BadReplyError("", "")
-        for attempt in range(self.tries):
+        fault, tries = BadReplyError("", ""), self.tries * self.ledger.rounds(ask.card)
+        for attempt in range(tries):
             call = self._call(ask, attempt, fault)
             raw = await self.source.answer(call)
             try:
@@ -90,7 +92,7 @@ class Teacher:
             except BadReplyError as error:
                 fault = error
                 self.ledger.unreadable(call.key, error.fault)
-        raise CardFailedError(f"{ask.slot}: {fault} ({self.tries} tries)")
+        raise CardFailedError(f"{ask.slot}: {fault} ({tries} tries)")
 
     def _call(self, ask: Ask, attempt: int, fault: BadReplyError) -> Call:
         messages = [{"role": turn.role, "content": turn.content} for turn in ask.messages]
@@ -106,11 +108,12 @@ class Teacher:
             body["response_format"] = {"type": "json_object"}
         body |= self.extra_body
         text = sum(len(message["content"].encode()) for message in messages)
+        longest = max(int(body.get(name) or 0) for name in ("max_tokens", "max_completion_tokens"))
         return Call(
             card=ask.card,
             slot=f"{ask.slot}#{attempt}",
             body={key: value for key, value in body.items() if value is not None},
-            tokens=text // 2 + 8 * len(messages) + ask.max_tokens,
+            tokens=text // 2 + 8 * len(messages) + longest,
         )
 
 
@@ -129,12 +132,14 @@ class LiveSource:
     replayed: int = 0
     trouble: str = ""
     stopped: QiaobanError | None = None
+    _ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def stop(self, why: QiaobanError) -> None:
         """Send nothing more. What is on its way is waited for and kept."""
         if self.stopped is None:
             self.stopped = why
             self.throttle.close()
+            self._ended.set()
 
     async def answer(self, call: Call) -> str:
         """See `Source`. Raises `CardFailedError`, and `ClosedError` once the run stops."""
@@ -142,9 +147,8 @@ class LiveSource:
         if (stored := self.ledger.answer(key)) is not None:
             self.replayed += 1
             return stored
-        failures = 0
+        failures, sends, began = 0, 0, time.monotonic()
         while True:
-            began = time.monotonic()
             try:
                 return (await self._send(call, key)).raw
             except BudgetSpentError as error:
@@ -154,17 +158,19 @@ class LiveSource:
                 self._weigh(error, key)
                 if error.fault is Fault.TOO_MANY:  # the throttle has it
                     continue
-                # A failure counts against this call only if the endpoint answers others meanwhile.
-                failures += self.breaker.answered_since(began)
-                if failures >= self.tries:
-                    raise CardFailedError(f"{call.slot}: {error.message} ({failures} times)") from None
+                # A failure counts in full only if the endpoint answers others meanwhile: else it may be down.
+                sends, failures = sends + 1, failures + self.breaker.answered_since(began)
+                began = time.monotonic()
+                if failures >= self.tries or sends >= _ALONE * self.tries:
+                    raise CardFailedError(f"{call.slot}: {error.message} ({sends} times)") from None
                 backoff = min(_LONGEST_BACKOFF, 0.5 * 2 ** min(failures, 6)) * random.uniform(0.5, 1)  # noqa: S311
-                await asyncio.sleep(max(error.wait or 0.0, backoff))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._ended.wait(), max(error.wait or 0.0, backoff))
 
     def _weigh(self, error: CallError, key: str) -> None:
         """What a failure means for the whole run: go on, rest, or stop."""
         self.trouble = error.message
-        first = self.breaker.answered == 0
+        first = self.breaker.answered == 0 and not self.ledger.has_answers
         if error.fault in _STOPS or (first and not error.fault.passing):
             self.stop(error)
             raise ClosedError
@@ -183,7 +189,7 @@ class LiveSource:
             permit = await self.throttle.acquire(call.tokens)
             used: int | None = None
             try:
-                await self.keep(lambda: self.ledger.sent(call, key))
+                await self.keep(lambda: self.ledger.sent(call, key), paid=False)
                 self.sent += 1
                 reply = await self._post(call, key, permit)
                 used = reply.usage.total or None
@@ -208,7 +214,7 @@ class LiveSource:
             await self.keep(partial(self.ledger.unanswered, key, error.fault, doubtful=error.fault.doubtful, raw=error.raw))
             raise
 
-    async def keep(self, write: Callable[[], None]) -> None:
+    async def keep(self, write: Callable[[], None], *, paid: bool = True) -> None:
         """Write to the ledger; where the disk is full, send nothing more and wait for room rather than lose a paid answer."""
         while True:
             try:
@@ -219,4 +225,6 @@ class LiveSource:
                 self.faults["disk_full"] += 1
                 self.trouble = f"no room on the disk for {self.ledger.path}; free some: answers wait in memory"
                 self.throttle.rest(2)
+                if self.stopped and not paid:
+                    raise ClosedError from None
                 await asyncio.sleep(1)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 _CUT = 0.75
 _REST = 2.0  # seconds without a request after a 429 that names no time
+_SHORTEST_REST = 0.1  # after one that names none at all
 _USED = 0.985  # of a limit a minute: the rest allows for the way to the endpoint, where requests bunch
 _CATCH_UP = 0.02  # seconds by which a late wake-up may be made good
 
@@ -92,7 +93,7 @@ class Throttle:
             return await wish
         except asyncio.CancelledError:
             if wish.done() and not wish.cancelled() and wish.exception() is None:
-                self.release(wish.result())
+                self.release(wish.result(), used=0)
             raise
 
     def release(self, permit: Permit, *, used: int | None = None) -> None:
@@ -115,7 +116,7 @@ class Throttle:
         if permit.at >= self._cut_at:
             self._allowed = max(1.0, self._allowed * _CUT)
             self._cut_at, self._streak = now, 0
-        self.rest(_REST if retry_after is None else retry_after)
+        self.rest(_REST if retry_after is None else max(retry_after, _SHORTEST_REST))
 
     def rest(self, seconds: float) -> None:
         """Send nothing for so long."""

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from qiaoban.conversation import Turn
 from qiaoban.engine.choose import EngineChoice
@@ -211,7 +212,12 @@ def _retry_after(error: Any) -> float | None:
 
 def check_url(base_url: str) -> str:
     """`base_url` if it is an HTTP URL; `UsageError` otherwise."""
-    if not base_url.startswith(("http://", "https://")):
+    try:
+        parts = urlsplit(base_url)
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        fine = False
+    if not fine:
         raise UsageError(f"{base_url!r} is not a URL", hint="give one such as http://localhost:8000/v1")
     return base_url.rstrip("/")
 

@@ -19,6 +19,8 @@ async def rollout(card: Card, studio: Studio) -> Conversation:
     """See the module. The failing reply carries no acts."""
     if card.given is None or card.at is None or card.factor is None:
         raise DataError(f"card {card.id!r} has no turn to branch at")
+    if not 0 < card.at < len(card.given.turns) or card.given.turns[card.at].role != "assistant":
+        raise DataError(f"card {card.id!r}: turn {card.at} is no reply of the companion")
     prompts, good = studio.of(card), card.given.turns[card.at].content
     before = card.given.turns[: card.at]
     definition, examples = prompts.style(card.factor)

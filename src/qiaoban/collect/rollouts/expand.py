@@ -14,8 +14,8 @@ _TOKENS = 2500
 
 async def rollout(card: Card, studio: Studio) -> Conversation:
     """The first turn is the message word for word, whatever the teacher makes of it."""
-    if card.given is None:
-        raise DataError(f"card {card.id!r} has no message to grow")
+    if card.given is None or card.given.turns[0].role != "user":
+        raise DataError(f"card {card.id!r} has no message of a child to grow")
     prompts, message = studio.of(card), card.given.turns[0].content
     facts = prompts.facts(card) | {"message": message}
     question = [system(prompts.text("expand.system", facts)), user(prompts.text("expand.user", facts))]

@@ -15,8 +15,8 @@ _TOKENS = 300
 
 async def rollout(card: Card, studio: Studio) -> Conversation:
     """Later turns are mended in the light of those mended before them."""
-    if card.given is None or not card.hits:
-        raise DataError(f"card {card.id!r} has nothing to repair")
+    if card.given is None or not card.hits or max(hit.turn for hit in card.hits) >= len(card.given.turns):
+        raise DataError(f"card {card.id!r} has nothing to repair, or not at that turn")
     prompts, turns = studio.of(card), list(card.given.turns)
     for at in sorted({hit.turn for hit in card.hits}):
         old = turns[at]

@@ -8,7 +8,7 @@ policy, the age band and the talk. Asymmetry of this kind is what keeps the comp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from random import Random
 
 from qiaoban.collect.card import Card
@@ -22,6 +22,7 @@ from qiaoban.safety.respond import load_hotlines
 from qiaoban.safety.signals import CONTEXT_TURNS, ChildMessage, RuleClassifier, Severity, load_rule_book
 
 _OUTLINES = 5
+_SHORT = {"zh": 6, "en": 20}  # characters
 _OUTLINE_TOKENS, _CHILD_TOKENS, _COMPANION_TOKENS = 2500, 200, 300
 
 
@@ -66,7 +67,9 @@ def _plot(outline: Outline, prompts: Prompts) -> dict[str, str]:
 
 @dataclass(kw_only=True)
 class _Scene:
-    """The two agents' own views of one talk. A note to an agent stands only in its latest message: prefixes stay cached."""
+    """The two agents' own views of one talk. A note stands only in an agent's latest message, so that prefixes stay cached;
+    the child keeps its first, without which its first line would answer nobody.
+    """
 
     card: Card
     studio: Studio
@@ -87,7 +90,7 @@ class _Scene:
             self.card,
             f"child/{controller.turn}",
             [*self.child, note],
-            spoken,
+            partial(spoken, name=self.card.child.name, said=self._said(talk, "user")),
             max_tokens=_CHILD_TOKENS,
             again="plain",
         )
@@ -108,7 +111,7 @@ class _Scene:
             self.card,
             f"companion/{controller.turn}",
             [*self.companion, user(note)],
-            tagged,
+            partial(tagged, said=self._said(talk, "assistant")),
             max_tokens=_COMPANION_TOKENS,
             again="tags",
         )
@@ -128,6 +131,11 @@ class _Scene:
             closing = "child.leave" if card.outcome == "left" else "child.closing"
             lines.append(prompts.text(closing, prompts.facts(card)))
         return {"state": "\n".join(lines), "beat": controller.beat(self.outline.beats)}
+
+    def _said(self, talk: list[Turn], role: str) -> list[str]:
+        """What one of the two has said that is long enough to be remembered: "嗯" may be said twice."""
+        short = _SHORT[self.card.lang]
+        return [turn.content for turn in talk if turn.role == role and len(turn.content) > short]
 
     def _emotion(self) -> Emotion | None:
         calm = self.card.distress > 0 and self.controller.distress == 0
