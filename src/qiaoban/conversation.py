@@ -337,8 +337,8 @@ def decode_lines(file: Iterable[bytes], path: Path | str) -> Iterator[tuple[int,
 
 
 def explain(error: ValidationError, kind: type[BaseModel]) -> str:
-    """The first fault of a pydantic error in words: key, what is wrong, the value that was found."""
-    fault = error.errors(include_url=False)[0]
+    """The first fault of a pydantic error in words: key, what is wrong, the value that was found. A typo comes before a gap."""
+    fault = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in fault["loc"]) or "line"
     if fault["type"] == "extra_forbidden":
         near = get_close_matches(str(fault["loc"][-1]), sorted(_keys(kind)), n=1)

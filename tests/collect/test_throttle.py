@@ -308,7 +308,7 @@ async def test_a_crowd_in_a_storm_is_served(seed: int) -> None:
             if not storm:
                 return throttle.succeeded()
 
-    crowd = [asyncio.create_task(send()) for _ in range(200)]
+    crowd = [asyncio.create_task(send()) for _ in range(80)]
     await asyncio.sleep(0.02)
     impatient = [asyncio.create_task(throttle.acquire(10)) for _ in range(20)]
     await asyncio.sleep(0)
