@@ -7,10 +7,10 @@ MODEL ?= qwen2.5-coder-0.5b
 BIN := .venv/bin
 say = @printf '== %s\n'
 
-.PHONY: help chat test lint check format docs bench-chat soak-chat clean
+.PHONY: help chat test lint check format docs bench-chat soak-chat bench-collect collect-torture clean
 
 help: ## Show the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
 
 chat: .venv/installed ## Talk with the companion: install, pull and verify the weights, chat
 	$(say) 'model: $(MODEL), pulled once and checked'
@@ -48,6 +48,12 @@ bench-chat: .venv/installed-dev ## Measure talk against bare llama.cpp, side by 
 soak-chat: .venv/installed-dev ## 100 talks in a row: memory must stay flat (a quarter of an hour)
 	@$(BIN)/qiaoban models pull
 	@$(BIN)/python benchmarks/chat.py --only memory --talks 100
+
+bench-collect: .venv/installed-dev ## Measure collection against a bare gather and the 2023 loop, side by side (minutes)
+	@$(BIN)/python benchmarks/collect.py
+
+collect-torture: .venv/installed-dev ## 2,000 dialogues from a misbehaving teacher, with two kills (minutes)
+	@$(BIN)/python -m tests.collect.torture --dialogues 2000
 
 clean: ## Remove what was installed and built here; pulled models stay
 	rm -rf .venv .site .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

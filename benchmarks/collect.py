@@ -1,6 +1,7 @@
 """How fast collection is, side by side in one run: against a bare asyncio gather over the same SDK, and against the 2023 loop.
 
     python benchmarks/collect.py [--latency 0.5] [--rounds 3]
+    python benchmarks/collect.py --memory 1000 20000      (peak resident memory of whole runs, instead)
 
 The teacher is the fake one, in a process of its own, with a fixed latency. All three ask the same questions. The 2023 loop is
 reproduced as behaviour (one call after another and a second of sleep after each) over a few calls and scaled up.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -122,6 +124,19 @@ def measure(url: str, at_once: int, rounds: int, count: int) -> dict[str, Any]:
     }
 
 
+def peak_memory(url: str, count: int) -> dict[str, Any]:
+    """Peak resident memory, in MB, of `qiaoban collect run` over so many cards, in a process of its own."""
+    with tempfile.TemporaryDirectory() as path:
+        write_plan(RunFolder(Path(path)).plan, cards(count))
+        command = [sys.executable, "-m", "qiaoban", "collect", "run", path, "--model", _MODEL, "--base-url", url]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+            _, status, used = os.wait4(run.pid, 0)
+            run.returncode = os.waitstatus_to_exitcode(status)
+        if run.returncode:
+            raise SystemExit(f"the run over {count} cards ended with {run.returncode}")
+        return {"cards": count, "peak_mb": round(used.ru_maxrss / 1024, 1)}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print one JSON line a measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -129,12 +144,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--at-once", type=int, nargs="*", default=[64, 256])
     parser.add_argument("--batches", type=int, default=8, help="how many times --at-once dialogues a round has")
+    parser.add_argument("--memory", type=int, nargs="+", metavar="CARDS")
     options = parser.parse_args(arguments)
     command = [sys.executable, "-m", "qiaoban", "collect", "serve-fake", "--port", "0", "--latency", str(options.latency)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout is not None
         url = server.stdout.readline().strip()
         try:
+            for count in options.memory or ():
+                print(json.dumps(peak_memory(url, count)), flush=True)
+            if options.memory:
+                return
             serial = seed_loop(url, cards(5))
             for at_once in options.at_once:
                 found = measure(url, at_once, options.rounds, at_once * options.batches)

@@ -33,3 +33,19 @@ def test_chat_against_bare_llama_cpp(tmp_path: Path) -> None:
     assert all(0 < fresh <= 30 for fresh in result["interleaved_fresh_tokens"])
     assert result["growth_over_talks"] < 1.1
     assert {"first_token_ratio", "first_sentence_extra_ms", "decode_ratio", "rss_ratio", "cancel_prefill_ms"} <= set(result)
+
+
+def test_collect_against_a_bare_gather_and_the_2023_loop() -> None:
+    command = [sys.executable, str(BENCHMARKS / "collect.py"), "--latency", "0.05", "--rounds", "1", "--at-once", "8"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert answer.returncode == 0, answer.stderr
+    result = json.loads(answer.stdout)
+    assert (result["at_once"], result["dialogues"]) == (8, 64)
+    assert {"ratio_to_bare", "dialogues_per_second", "times_the_2023_loop"} <= set(result)
+
+
+def test_the_memory_of_a_run() -> None:
+    command = [sys.executable, str(BENCHMARKS / "collect.py"), "--latency", "0", "--memory", "20"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout)["cards"] == 20
