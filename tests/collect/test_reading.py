@@ -229,7 +229,7 @@ class TestSpoken:
         said = ["我就是不想去学校", "嗯？"]
         assert spoken("我就是不想去", said=said) == "我就是不想去"
         assert fault_of(lambda text: spoken(text, said=said), "“我就是不想去学校”") == "repeated"
-        assert fault_of(lambda text: tagged(text, said), "[INVITE] 嗯？") == "repeated"
+        assert fault_of(lambda text: tagged(text, said=said), "[INVITE] 嗯？") == "repeated"
 
     @pytest.mark.parametrize("quoted", ["“我怕黑”", '"我怕黑"', "「我怕黑」", "孩子：“我怕黑”", ' " 我怕黑 " '])
     def test_quotation_marks_around_all_of_it_are_taken_off(self, quoted: str) -> None:
@@ -387,3 +387,15 @@ class TestAnyText:
             return (outlines_of if "outlines" in text else read.get(text[0], spoken))(text)
 
         assert fault_of(whole, answer)
+
+
+def test_the_example_of_the_question_is_no_answer() -> None:
+    question = "……比如：\n[ACCEPT, EMPATHISE] 气得想跺脚也可以。"
+    assert fault_of(lambda text: tagged(text, asked=question), "[ACCEPT] 气得想跺脚也可以。") == "copied"
+    assert tagged("[ACCEPT] 想跺脚就跺。", asked=question)[1] == "想跺脚就跺。"
+
+
+def test_dots_are_words_of_a_child_and_not_of_a_companion() -> None:
+    assert spoken("……") == "……"
+    assert fault_of(lambda text: tagged(text), "[INVITE] ……") == "empty_turn"
+    assert fault_of(script_of, '{"turns": [{"s": "child", "t": "…"}, {"s": "companion", "t": "…"}]}') == "empty_turn"

@@ -12,8 +12,12 @@ from typing import Any
 
 import pytest
 
+from qiaoban import settings
 from qiaoban.cli.main import run as qiaoban
-from qiaoban.conversation import Conversation, read_conversations
+from qiaoban.conversation import Act, Conversation, Meta, Turn, read_conversations, write_conversations
+from qiaoban.errors import QiaobanError
+from qiaoban.models.registry import DEFAULT_MODEL
+from qiaoban.models.store import ModelStore
 from tests.collect.torture import fake_teacher, finish, keys_by_state, plan, requests, start, torture, wait_for_requests
 
 SHORT = ("--modes", "script", "--length", "50-60")
@@ -303,3 +307,28 @@ class TestScale:
         keys = [row["key"] for row in requests(log)]
         assert len(keys) == len(set(keys)), "no request was handed in twice"
         assert len(keys) > 20, "what could not be read went into a second round"
+
+
+@pytest.mark.slow
+def test_a_model_on_this_machine_is_the_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    env = settings.load()
+    try:
+        ModelStore(env.home, settings=env).path(DEFAULT_MODEL)
+    except QiaobanError as error:
+        pytest.skip(f"no weights: {error.message}; run `qiaoban models pull`")
+    turns = (
+        Turn(role="user", content="我的仓鼠今天早上不动了"),
+        Turn(role="assistant", content="它陪了你那么久，一下子不动了，心里一定空空的。", acts=(Act.EMPATHISE,)),
+    )
+    write_conversations(tmp_path / "talk.jsonl", [Conversation(id="hamster", turns=turns, meta=Meta(lang="zh"))])
+    run = tmp_path / "run"
+    plan(run, "--from", str(tmp_path / "talk.jsonl"), "--mode", "branch", "--per-talk", "1")
+    first = (run / "plan.jsonl").read_text("utf-8").splitlines()[0]
+    (run / "plan.jsonl").write_text(first, "utf-8")
+    assert qiaoban(["collect", "run", str(run), "--embedded", "--model", DEFAULT_MODEL]) == 0, capsys.readouterr().err
+    (talk,) = talks(run)
+    assert talk.turns[0] == turns[0]
+    assert talk.turns[1].content not in ("", turns[1].content)
+    assert talk.provenance.teacher == DEFAULT_MODEL
+    assert len(keys_by_state(run)["answered"]) >= 1
+    assert qiaoban(["collect", "run", str(run), "--embedded", "--model", DEFAULT_MODEL]) == 0

@@ -22,6 +22,7 @@ _SPEAKERS: Mapping[Speaker, tuple[str, ...]] = {
 _ROLE_OF = {name: role for role, names in _SPEAKERS.items() for name in names}
 _LINE = re.compile(r"\A\s*[*_]*(?P<who>[^\s:：*_]{1,12})[*_]*\s*[:：][*_]*\s*(?P<text>.*)\Z", re.DOTALL)
 _LEAK = re.compile(rf"(?:^|\n)\s*[*_]*(?:{'|'.join(_ROLE_OF)})[*_]*\s*[:：]", re.IGNORECASE)
+_WORD = re.compile(r"\w")
 _QUOTES = (("“", "”"), ('"', '"'), ("「", "」"))
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -129,17 +130,23 @@ def dialogue(turns: Sequence[Turn]) -> tuple[Turn, ...]:
     if len(joined) < 2 or joined[0].role != "user":
         raise BadReplyError("no_dialogue", "the child did not speak first, or nobody answered")
     for turn in joined:
-        check_words(turn.content)
+        check_words(turn.content, "child" if turn.role == "user" else "companion")
     return tuple(joined)
 
 
-def tagged(text: str, said: Sequence[str] = ()) -> tuple[tuple[Act, ...], str]:
-    """Acts and words of a companion's `[ACT, ACT] words`. Without tags there are no acts: it is kept, to be labelled later."""
+def tagged(text: str, *, said: Sequence[str] = (), asked: str = "") -> tuple[tuple[Act, ...], str]:
+    """Acts and words of a companion's `[ACT, ACT] words`. Without tags there are no acts: it is kept, to be labelled later.
+
+    `asked` is the text of the question: an example that stands in it is no answer.
+    """
     acts: tuple[Act, ...] = ()
     text = _unquoted(_unnamed(text, "companion"))
     if found := _TAGS.match(text):
         acts, text = acts_of(re.split(r"[,，、|/\s]+", found[1])), found[2]
-    return acts, spoken(text, "companion", said=said)
+    words = spoken(text, "companion", said=said)
+    if words in asked:
+        raise BadReplyError("copied", "it was the example of the question")
+    return acts, words
 
 
 def spoken(text: str, speaker: Speaker = "child", *, name: str = "", said: Sequence[str] = ()) -> str:
@@ -148,7 +155,7 @@ def spoken(text: str, speaker: Speaker = "child", *, name: str = "", said: Seque
     `name` is another name of the speaker; `said` are turns that were said before, which nobody says again word for word.
     """
     text = _unquoted(_unnamed(text, speaker, name))
-    check_words(text)
+    check_words(text, speaker)
     if text in said:
         raise BadReplyError("repeated", "it had been said before, word for word")
     return text
@@ -179,9 +186,9 @@ def _whole(text: str) -> str:
     return text
 
 
-def check_words(text: str) -> None:
-    """`BadReplyError` where a turn is empty, or goes on to speak for the other."""
-    if not text.strip():
+def check_words(text: str, speaker: Speaker) -> None:
+    """`BadReplyError` where a turn is empty, or goes on to speak for the other. Only a child says "……"."""
+    if not text.strip() or (speaker == "companion" and not _WORD.search(text)):
         raise BadReplyError("empty_turn", "there were no words")
     if _LEAK.search(text):
         raise BadReplyError("role_leak", "it spoke for both")

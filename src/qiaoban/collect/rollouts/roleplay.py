@@ -111,7 +111,7 @@ class _Scene:
             self.card,
             f"companion/{controller.turn}",
             [*self.companion, user(note)],
-            partial(tagged, said=self._said(talk, "assistant")),
+            partial(tagged, said=self._said(talk, "assistant"), asked=self.companion[0].content),
             max_tokens=_COMPANION_TOKENS,
             again="tags",
         )
