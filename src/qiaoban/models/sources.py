@@ -73,7 +73,8 @@ def _hub_request(source: Source, settings: Settings) -> tuple[str, dict[str, str
     file = urllib.parse.quote(source.file)
     headers = {"Accept-Encoding": "identity", "User-Agent": "qiaoban"}
     if source.kind == "modelscope":
-        return f"{settings.modelscope_url}/models/{source.repo}/resolve/{source.revision}/{file}", headers
+        repo = source.repo if source.repo.startswith("datasets/") else f"models/{source.repo}"
+        return f"{settings.modelscope_url}/{repo}/resolve/{source.revision}/{file}", headers
     if settings.huggingface_token:
         # httpx2 drops this header when a redirect leaves the origin (but for http to https on the same host).
         headers["Authorization"] = f"Bearer {settings.huggingface_token}"
