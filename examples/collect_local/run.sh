@@ -8,5 +8,5 @@ model=${2:-qwen2.5-coder-1.5b}
 qiaoban models pull "$model"
 qiaoban collect plan "$folder" --count 6 --modes script --template seed2023 --length 120-240 \
   --risks everyday --turns 3-4 --ages 9-14 --seed 1
-qiaoban collect run "$folder" --embedded --model "$model" || echo "some cards failed: see $folder/failed.jsonl"
+qiaoban collect run "$folder" --embedded --model "$model" || test $? -eq 1 # 1: some cards failed, see failed.jsonl
 qiaoban collect status "$folder"

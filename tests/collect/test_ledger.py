@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qiaoban.collect.ledger import Call, Ledger, Usage, is_full
+from qiaoban.collect.ledger import Call, Ledger, Usage, passes
 from qiaoban.errors import DataError
 
 from .conftest import call_for
@@ -331,7 +331,7 @@ def test_a_full_disk_is_told_from_other_errors_and_loses_nothing(ledger: Ledger)
     limit_pages(ledger, 0)
     with pytest.raises(sqlite3.Error) as full:
         ledger.answered(second.key, "x" * 100_000, USAGE)
-    assert is_full(full.value)
+    assert passes(full.value)
     assert ledger.answer(key) == "raw"
     assert ledger.answer(second.key) is None
     limit_pages(ledger, 1000)
@@ -342,11 +342,11 @@ def test_a_full_disk_is_told_from_other_errors_and_loses_nothing(ledger: Ledger)
 def test_other_errors_are_not_a_full_disk(ledger: Ledger) -> None:
     with Ledger(ledger.path, read_only=True) as reader, pytest.raises(sqlite3.Error) as read_only:
         reader.done("a", "sha", "{}")
-    assert not is_full(read_only.value)
+    assert not passes(read_only.value)
     ledger.close()
     with pytest.raises(sqlite3.Error) as closed:
         ledger.done("a", "sha", "{}")
-    assert not is_full(closed.value)
+    assert not passes(closed.value)
 
 
 WRITER = """

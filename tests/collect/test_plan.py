@@ -340,7 +340,7 @@ def test_another_process_plans_the_same() -> None:
 def test_ids_count_languages_and_modes() -> None:
     cards = planned(200, 1)
     assert len({card.id for card in cards}) == 200
-    assert {card.id for card in cards if card.lang == "zh"} == {f"zh-roleplay-{n:06d}" for n in range(1, 161)}
+    assert {card.id for card in cards if card.lang == "zh"} == {f"zh-roleplay-s1-{n:06d}" for n in range(1, 161)}
     assert len({card.seed for card in cards}) == 200
 
 
@@ -532,7 +532,12 @@ def test_expand_keeps_what_a_row_says() -> None:
         {"id": "d", "text": "嗯"},
     ]
     cards = expand_cards(rows, BANK, seed=1)
-    assert [card.id for card in cards] == ["zh-expand-000001", "en-expand-000001", "en-expand-000002", "zh-expand-000002"]
+    assert [card.id for card in cards] == [
+        "zh-expand-s1-000001",
+        "en-expand-s1-000001",
+        "en-expand-s1-000002",
+        "zh-expand-s1-000002",
+    ]
     assert [(card.child.age, card.lang) for card in cards[:3]] == [(8, "zh"), (12, "en"), (9, "en")]
     assert cards[0].given is not None
     assert cards[0].given.turns[0].content == rows[0]["text"]
@@ -577,7 +582,6 @@ def test_repair_groups_findings_by_talk() -> None:
     ("row", "message"),
     [
         (finding("nobody"), "'nobody', which is not among"),
-        (finding(turn=1), "turn 1 is the user's"),
         (finding(turn=99), "turn 99 does not exist"),
         ({"id": "t1", "turn": 2}, "row 1: rule"),
     ],

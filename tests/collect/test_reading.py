@@ -397,5 +397,5 @@ def test_the_example_of_the_question_is_no_answer() -> None:
 
 def test_dots_are_words_of_a_child_and_not_of_a_companion() -> None:
     assert spoken("……") == "……"
-    assert fault_of(lambda text: tagged(text), "[INVITE] ……") == "empty_turn"
+    assert fault_of(tagged, "[INVITE] ……") == "empty_turn"
     assert fault_of(script_of, '{"turns": [{"s": "child", "t": "…"}, {"s": "companion", "t": "…"}]}') == "empty_turn"

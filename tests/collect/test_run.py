@@ -227,6 +227,7 @@ class TestModes:
         plan(branched, "--from", str(first / "dialogues.jsonl"), "--mode", "branch", "--per-talk", "1")
         assert collect(branched, teacher) == 0
         pairs = [json.loads(line) for line in (branched / "pairs.jsonl").read_text("utf-8").splitlines()]
+        assert talks(branched) == [], "what fails on purpose is no dialogue"
         assert {pair["pair_type"] for pair in pairs} == {"dismissing", "disapproving", "laissez_faire"}
         assert all(pair["chosen"] != pair["rejected"] and pair["prompt"][-1]["role"] == "user" for pair in pairs)
 
@@ -326,9 +327,9 @@ def test_a_model_on_this_machine_is_the_teacher(tmp_path: Path, capsys: pytest.C
     first = (run / "plan.jsonl").read_text("utf-8").splitlines()[0]
     (run / "plan.jsonl").write_text(first, "utf-8")
     assert qiaoban(["collect", "run", str(run), "--embedded", "--model", DEFAULT_MODEL]) == 0, capsys.readouterr().err
-    (talk,) = talks(run)
-    assert talk.turns[0] == turns[0]
-    assert talk.turns[1].content not in ("", turns[1].content)
-    assert talk.provenance.teacher == DEFAULT_MODEL
+    (pair,) = [json.loads(line) for line in (run / "pairs.jsonl").read_text("utf-8").splitlines()]
+    assert pair["prompt"] == [{"role": "user", "content": turns[0].content}]
+    assert pair["chosen"] == [{"role": "assistant", "content": turns[1].content}]
+    assert pair["rejected"][0]["content"] not in ("", turns[1].content)
     assert len(keys_by_state(run)["answered"]) >= 1
     assert qiaoban(["collect", "run", str(run), "--embedded", "--model", DEFAULT_MODEL]) == 0

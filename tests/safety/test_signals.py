@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qiaoban.companion.session import default_classifier
 from qiaoban.conversation import Category, Lang, Turn
 from qiaoban.safety.normalise import normalise
-from qiaoban.safety.policy import load_policy
+from qiaoban.safety.policy import default_classifier, load_policy
 from qiaoban.safety.respond import load_hotlines, load_replies
 from qiaoban.safety.signals import ChildMessage, Rule, Severity, load_rule_book
 

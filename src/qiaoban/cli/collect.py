@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -37,7 +39,7 @@ from qiaoban.collect.teacher import LiveSource
 from qiaoban.collect.throttle import Limits
 from qiaoban.engine.choose import EngineChoice, open_engine
 from qiaoban.engine.openai import check_url
-from qiaoban.errors import QiaobanError, UsageError
+from qiaoban.errors import DataError, QiaobanError, UsageError
 
 _OPENAI = "https://api.openai.com/v1"
 _INTERRUPTED = 130
@@ -96,8 +98,13 @@ def run(folder: Path, retry_failed: bool, as_json: bool, **given: Any) -> int:
     job = _job(how, **given)
     total = count_cards(place.plan)
     with _alone(place), _reported(place, as_json=as_json, total=total, began=began) as outcome:
+        _room_for_files(job.limits.concurrency)
         with Ledger(place.ledger) as ledger:
             adopt(ledger, folder / "shards")
+            if (jobs := ledger.open_batches()) and not how.batch:
+                raise UsageError(
+                    f"{len(jobs)} batch jobs are out and will be paid for", hint="run with --batch first to fetch them"
+                )
             if retry_failed:
                 note(f"{ledger.retry_failed()} failed cards are open again")
         if how.batch:
@@ -118,6 +125,12 @@ def _job(how: _How, *, model: str, base_url: str | None, price: tuple[float, ...
         raise UsageError("a budget in money needs a price", hint="give --price IN,OUT for a million tokens")
     if how.embedded and (how.batch or how.engine == "ray" or base_url):
         raise UsageError("the embedded model runs in this process", hint="leave out --batch, --engine and --base-url")
+    body = given["extra_body"]
+    capped = {"max_tokens": 1, **body}
+    if (given["budget_tokens"] or given["budget_money"]) and not (capped["max_tokens"] or body.get("max_completion_tokens")):
+        raise UsageError("a budget needs a longest answer", hint='give --extra-body a "max_completion_tokens"')
+    if body.get("n", 1) != 1:
+        raise UsageError("one answer is read for each question", hint='take "n" out of --extra-body')
     if how.batch and how.engine == "ray":
         raise UsageError("a batch needs no workers", hint="leave out --engine ray")
     if not how.embedded and not env.openai_api_key and urlsplit(url).scheme == "https":
@@ -141,13 +154,13 @@ async def _live(place: RunFolder, job: Job, how: _How) -> QiaobanError | None:
             with _signals(source, task.cancel if task else sys.exit):
                 await work.work(workers=job.limits.concurrency * 5 // 4 + 1, watch=watch)
         except asyncio.CancelledError:  # Ctrl-C for the second time
-            return source.stopped
+            return source.stopped or InterruptedRunError("stopped")
         finally:
             await client.close()
         if work.may_have_been_paid:
             note(
                 f"{work.may_have_been_paid} calls were on their way when the last run was killed: they may have been paid for, "
-                "and were sent again with the same Idempotency-Key"
+                "and are sent again with the same Idempotency-Key"
             )
         return source.stopped
 
@@ -173,9 +186,11 @@ def _with_ray(place: RunFolder, job: Job, crew: Crew) -> QiaobanError | None:
 async def _in_batches(place: RunFolder, job: Job, how: _How) -> QiaobanError | None:
     with Ledger(place.ledger) as ledger:
         ledger.recover()
+        number, ended = ledger.begin_run(os.getpid()), "killed"
         client, source = job.client(), RoundSource(ledger=ledger)
         budget = job.budget()
         budget.carry_over(ledger.totals())
+        beats = asyncio.create_task(_beats(place, ledger, number))
         post = BatchPost(ledger=ledger, client=client, budget=budget, poll=how.poll, say=note)
         try:
             await collect_in_rounds(
@@ -185,11 +200,24 @@ async def _in_batches(place: RunFolder, job: Job, how: _How) -> QiaobanError | N
                 post,
                 on_round=lambda missing: note(f"{missing} answers are missing"),
             )
+            ended = "finished"
         except QiaobanError as error:
+            ended = "stopped"
             return error
         finally:
+            beats.cancel()
+            ledger.beat(number, {}, ended)
             await client.close()
     return None
+
+
+async def _beats(place: RunFolder, ledger: Ledger, number: int) -> None:
+    """Tell `status` that the run goes on while it waits for the provider."""
+    total = count_cards(place.plan)
+    while True:
+        totals = ledger.totals()
+        ledger.beat(number, {"total": total, "done": totals.done, "failed": totals.failed})
+        await asyncio.sleep(2)
 
 
 @contextmanager
@@ -208,13 +236,30 @@ def _signals(source: LiveSource, at_once: Callable[[], object]) -> Iterator[None
     if sys.platform == "win32":  # no loop handlers there: Ctrl-C ends the run, and the ledger has what arrived
         yield
         return
-    for number in (signal.SIGINT, signal.SIGTERM):
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: the terminal is gone, as with a lost ssh
+    for number in numbers:
         loop.add_signal_handler(number, stop)
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             loop.remove_signal_handler(number)
+
+
+def _room_for_files(concurrency: int) -> None:
+    """Each request on its way holds an open file; ask the system for as many as that takes."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = concurrency * 2 + 100
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        if hard not in (resource.RLIM_INFINITY, -1) and hard < wanted:
+            raise UsageError(
+                f"this system allows {hard} open files", hint=f"give --concurrency {max(1, (hard - 100) // 2)} or less"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @contextmanager
@@ -224,9 +269,14 @@ def _alone(place: RunFolder) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise UsageError(f"another run works in {place.path}", hint="look at it with `qiaoban collect status`") from None
-    with lock:
-        lock.release()
+    except OSError as error:
+        raise UsageError(f"{place.path} cannot be written in: {error.strerror}", hint="give another folder") from None
+    try:
         yield
+    except sqlite3.Error as error:
+        raise DataError(f"cannot be used: {error}", path=place.ledger, hint="is the disk full, or the file held?") from None
+    finally:
+        lock.release()
 
 
 @dataclass
@@ -272,6 +322,18 @@ def _reported(place: RunFolder, *, as_json: bool, total: int, began: float) -> I
         outcome.code = 1 if left or totals.failed else 0
 
 
+def _is_held(place: RunFolder) -> bool:
+    """Whether a run works in the folder now: only that, and no clock, tells a run from the traces of one."""
+    lock = FileLock(place.lock)
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a folder that may only be read
+        return False
+
+
 @command.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
@@ -281,7 +343,7 @@ def status(folder: Path, as_json: bool) -> None:
     total = count_cards(place.plan)
     with Ledger(place.ledger, read_only=True) as ledger:
         totals, last = ledger.totals(), ledger.last_run()
-    going = last is not None and last["ended"] is None and time.time() - last["beat"] < 10
+    going = last is not None and last["ended"] is None and _is_held(place)
     state = "no run yet" if last is None else "running" if going else last["ended"] or "killed"
     found = {
         "state": state,

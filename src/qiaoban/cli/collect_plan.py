@@ -143,6 +143,8 @@ def _write(place: RunFolder, cards: Iterable[Card], topics: tuple[Path, ...]) ->
         fresh.replace(place.plan)
     finally:
         fresh.unlink(missing_ok=True)
+    if len({path.name for path in topics}) < len(topics):
+        raise UsageError("two topic files have one name", hint="rename one of them")
     for path in topics:
         with write_atomically(place.topics / path.name) as file, path.open("rb") as old:
             shutil.copyfileobj(old, file)
@@ -162,4 +164,4 @@ def _show(found: PlanReport) -> None:
     for line in found.missing[:_SHOWN]:
         note(line)
     if len(found.missing) > _SHOWN:
-        note(f"and {len(found.missing) - _SHOWN} more, which a larger plan may have; --json names all")
+        note(f"and {len(found.missing) - _SHOWN} more; --json names all")

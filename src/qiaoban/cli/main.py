@@ -77,6 +77,12 @@ def run(arguments: list[str] | None = None) -> int:
 
         show_error(error)
         return 2 if isinstance(error, UsageError) else 1
+    except OSError as error:
+        from qiaoban.cli.voice import show_error
+
+        where = f"{error.filename}: " if error.filename else ""
+        show_error(QiaobanError(f"{where}{error.strerror or error}", hint="look at the disk and its permissions"))
+        return 1
     return result if isinstance(result, int) else 0
 
 

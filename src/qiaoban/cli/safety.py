@@ -7,9 +7,8 @@ from typing import Any
 import click
 
 from qiaoban.cli.batch import Batch, emit
-from qiaoban.companion.session import default_classifier
 from qiaoban.safety.check import CheckedMessage, check
-from qiaoban.safety.policy import load_policy
+from qiaoban.safety.policy import default_classifier, load_policy
 
 
 @click.group()

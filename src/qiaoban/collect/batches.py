@@ -18,7 +18,7 @@ from openai.types import Batch
 
 from qiaoban.collect.budget import Budget
 from qiaoban.collect.client import Client, bill
-from qiaoban.collect.ledger import Call, Ledger
+from qiaoban.collect.ledger import Call, Ledger, Usage
 from qiaoban.errors import EngineError
 
 _LARGEST_FILE = 90_000_000  # bytes; OpenAI takes 200 MB, others 100
@@ -43,16 +43,29 @@ class BatchPost:
             for job in jobs:
                 await self._fetch(await self._wait(job), calls)
             return
+        calls = self._affordable(calls)
         async with self.budget.reserved(sum(call.tokens for call in calls.values())):
             jobs = [await self._hand_in(part) for part in _parts(calls)]
             for job in jobs:
                 await self._fetch(await self._wait(job), calls)
 
+    def _affordable(self, calls: Mapping[str, Call]) -> Mapping[str, Call]:
+        """As many calls as the budget has room for, at least one."""
+        chosen: dict[str, Call] = {}
+        total = 0
+        for key, call in calls.items():
+            total += call.tokens
+            if chosen and not self.budget.fits(total):
+                break
+            chosen[key] = call
+        return chosen
+
     async def _hand_in(self, calls: Mapping[str, Call]) -> str:
         mark = hashlib.sha256("".join(calls).encode()).hexdigest()[:32]
         async with self._explained():
             async for job in self.client.sdk.batches.list(limit=100):
-                if (job.metadata or {}).get(_MARK) == mark and job.status in _WAITS | {"completed"}:
+                mine = (job.metadata or {}).get(_MARK) == mark and job.status in _WAITS | {"completed"}
+                if mine and not self.ledger.knows_batch(job.id):
                     self.ledger.batch(job.id, "submitted", len(calls))
                     return job.id
             upload = await self.client.sdk.files.create(file=("calls.jsonl", _file(calls)), purpose="batch")
@@ -81,23 +94,35 @@ class BatchPost:
         for identifier in filter(None, (job.output_file_id, job.error_file_id)):
             async with self._explained():
                 content = await self.client.sdk.files.content(identifier)
-            for line in filter(str.strip, content.text.splitlines()):
-                self._store(json.loads(line), calls)
+            for line in filter(str.strip, content.text.split("\n")):  # other line breaks may stand inside a string
+                self._store(line, calls)
         self.ledger.batch(job.id, job.status, job.request_counts.total if job.request_counts else 0)
         if job.status == "failed":
             errors = job.errors.data if job.errors and job.errors.data else []
             said = "; ".join(str(error.message) for error in errors[:3]) or "no reason given"
             raise EngineError(f"the provider refused batch {job.id}: {said}")
 
-    def _store(self, row: Mapping[str, object], calls: Mapping[str, Call]) -> None:
-        key, response = str(row["custom_id"]), row.get("response")
+    def _store(self, line: str, calls: Mapping[str, Call]) -> None:
+        """Store a row. One that makes no sense is told of and passed over: those after it were paid for as well."""
+        try:
+            row = json.loads(line)
+            key, response = str(row["custom_id"]), row.get("response")
+        except (ValueError, LookupError, TypeError, AttributeError):
+            self.say(f"a row of the provider's file cannot be read: {line[:80]!r}")
+            return
         call = calls.get(key) or Call(card="", slot="", body={}, tokens=0)
         if self.ledger.answer(key) is not None:
             return
         self.ledger.sent(call, key)
         if isinstance(response, dict) and response.get("status_code") == 200:
-            raw = json.dumps(response["body"], ensure_ascii=False)
-            usage = bill(raw)
+            raw = json.dumps(response.get("body"), ensure_ascii=False)
+            try:
+                usage = bill(raw)
+            except ValueError:
+                self.ledger.unanswered(key, "not_chat", doubtful=True, raw=raw)
+                self.budget.doubt(call.tokens)
+                return
+            usage = usage if usage.total else Usage(call.tokens)
             self.ledger.answered(key, raw, usage)
             self.budget.spend(usage)
             return

@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 class Breaker:
     """Counts distinct failing requests over a whole `window` (seconds): five time-outs within two seconds prove nothing.
 
-    When at least `least` fail in a window, and more than are answered, dispatch rests: 30 s, then doubled up to 10 minutes.
+    When at least `least` fail in a window, and more than are answered, or `least` fail over `burst` seconds and nothing is
+    answered in between, dispatch rests: 10 s, then doubled up to 10 minutes.
     After `patience` seconds without a single answer the run stops; where nothing was ever heard of the endpoint, after
     `first_patience`: then the address is wrong.
     """
 
     window: float = 60.0
     least: int = 10
-    rest: float = 30.0
+    burst: float = 5.0
+    rest: float = 10.0
     longest_rest: float = 600.0
     patience: float = 3600.0
     first_patience: float = 5.0
@@ -27,6 +29,8 @@ class Breaker:
     _since: float = field(default_factory=time.monotonic)
     _answered_since: int = 0
     _failing: set[str] = field(default_factory=set)
+    _streak: set[str] = field(default_factory=set)
+    _streak_since: float = 0.0
     _next_rest: float = 0.0
 
     def succeeded(self) -> None:
@@ -35,6 +39,7 @@ class Breaker:
         self.answered += 1
         self._answered_since += 1
         self._last_answer, self._next_rest, self._failing_since = now, 0.0, None
+        self._streak.clear()
         if now - self._since >= self.window:
             self._open_window(now)
 
@@ -42,12 +47,16 @@ class Breaker:
         """A request failed in a way that may pass; returns how many seconds to rest (0: go on)."""
         now = time.monotonic()
         self._failing.add(key)
-        if now - self._since < self.window:
-            return 0.0
-        down = len(self._failing) >= self.least and len(self._failing) > self._answered_since
-        self._open_window(now)
+        if not self._streak:
+            self._streak_since = now
+        self._streak.add(key)
+        down = len(self._streak) >= self.least and now - self._streak_since >= min(self.burst, self.window)
+        if now - self._since >= self.window:
+            down = down or (len(self._failing) >= self.least and len(self._failing) > self._answered_since)
+            self._open_window(now)
         if not down:
             return 0.0
+        self._streak.clear()
         self._next_rest = min(self._next_rest * 2 or self.rest, self.longest_rest)
         return self._next_rest
 

@@ -65,8 +65,8 @@ class Budget:
 
         Raises `BudgetSpentError` when the call could go over the limit.
         """
-        while self.limited and not self._fits(self._reserved + tokens):
-            if self._reserved == 0 or not self._fits(tokens):
+        while self.limited and not self.fits(self._reserved + tokens):
+            if self._reserved == 0 or not self.fits(tokens):
                 raise BudgetSpentError(self._spent_message(), hint="raise the budget and run again: nothing is paid twice")
             self._freed.clear()
             await self._freed.wait()
@@ -85,7 +85,8 @@ class Budget:
         """A call may have been paid: count it as if it was."""
         self._doubtful += tokens
 
-    def _fits(self, more: int) -> bool:
+    def fits(self, more: int) -> bool:
+        """Whether so many tokens beyond what is spent stay inside the limits."""
         if self._limit_tokens is not None and self.usage.total + self._doubtful + more > self._limit_tokens:
             return False
         if self._limit_money is None or self.price is None:

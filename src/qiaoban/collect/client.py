@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from qiaoban.errors import EngineError
 
 _CONNECT = 10.0  # seconds
 _POOL = 16  # connections
+_MODERATED = re.compile(r"moderat|flagged|content|inspect|safety|policy|违规|敏感|审核", re.IGNORECASE)
 
 
 class Fault(StrEnum):
@@ -34,6 +36,7 @@ class Fault(StrEnum):
     BROKEN = "connection_broken"  # nobody knows: send again with the same key
     NOT_CHAT = "not_chat"  # answered, but not as a chat endpoint does
     KEY = "key_refused"
+    FORBIDDEN = "forbidden"  # 403: a key without rights, or a card that the provider will not have
     MODEL = "unknown_model"
     QUOTA = "no_money_left"
     REQUEST = "bad_request"  # this request will never be answered
@@ -147,16 +150,17 @@ class Client:
     def _explain_status(self, error: openai.APIStatusError, where: str) -> CallError:
         status, said = error.status_code, _said(error).replace(self.endpoint.api_key or "\0", "…")
         if status in (401, 403):
-            return CallError(Fault.KEY, f"{where} refused the key: {said}", hint="set OPENAI_API_KEY to a key that it accepts")
+            fault = Fault.KEY if status == 401 else Fault.REQUEST if _MODERATED.search(said) else Fault.FORBIDDEN
+            return CallError(fault, f"{where} refused the key: {said}", hint="set OPENAI_API_KEY to a key that it accepts")
         if status == 402 or (status == 429 and error.code == "insufficient_quota"):
             return CallError(Fault.QUOTA, f"{where}: {said}", hint="top up the account and run again: nothing is paid twice")
         if status == 429:
             return CallError(Fault.TOO_MANY, f"{where}: too many requests", wait=_retry_after(error))
-        if status == 404:
-            return CallError(Fault.MODEL, f"{where} does not know this model or path: {said}", hint="most base URLs end in /v1")
         if status in (408, 409) or status >= 500:
             return CallError(Fault.BUSY, f"{where} answered {status}: {said}", wait=_retry_after(error))
-        return CallError(Fault.REQUEST, f"{where} answered {status}: {said}")
+        if status != 404:
+            return CallError(Fault.REQUEST, f"{where} answered {status}: {said}")
+        return CallError(Fault.MODEL, f"{where} does not know this model or path: {said}", hint="most base URLs end in /v1")
 
 
 def _sdk(endpoint: Endpoint, trust: ssl.SSLContext) -> openai.AsyncOpenAI:
@@ -175,15 +179,15 @@ def bill(raw: str) -> Usage:
     """The usage in the body of a chat completion. `ValueError` where it is none."""
     try:
         found = json.loads(raw)
+        found["choices"]
         usage = found.get("usage") or {}
         details = usage.get("prompt_tokens_details") or {}
-        found["choices"][0]["message"]["role"]
         return Usage(
             int(usage.get("prompt_tokens") or 0),
             int(usage.get("completion_tokens") or 0),
             int(details.get("cached_tokens") or 0),
         )
-    except (AttributeError, LookupError, TypeError) as error:
+    except (AttributeError, LookupError, TypeError, RecursionError, OverflowError) as error:
         raise ValueError(f"no chat completion: {error}") from None
 
 

@@ -81,11 +81,11 @@ class Controller:
         """The companion has answered: move on, and let it have its effect."""
         self.turn += 1
         soothes, advises = bool(SOOTHING & set(acts)), bool(ADVISING & set(acts))
-        only_asks = set(acts) <= {Act.NOTICE, Act.INVITE}
+        only_asks = bool(acts) and set(acts) <= {Act.NOTICE, Act.INVITE}
         first_ever = not (self.done & SOOTHING)
         self.done |= set(acts)
         self.accepted += soothes
-        self.idle = self.idle + 1 if only_asks else 0
+        self.idle = self.idle + 1 if only_asks else self.idle if not acts else 0  # without labels nobody knows
         if self.distress and ((advises and first_ever and not soothes) or self.idle >= _PATIENCE):
             self.distress, self.effect = min(WORST, self.distress + 1), "hurt"
         elif soothes and self.distress > self.floor and self.rng.random() < 0.7:

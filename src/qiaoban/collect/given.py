@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,8 +19,10 @@ from qiaoban.collect.children import Cradle, dice, number, pick
 from qiaoban.collect.plan import distress_at_start
 from qiaoban.collect.rules import Draft
 from qiaoban.collect.world import Source, World
-from qiaoban.conversation import Act, Conversation, Emotion, Lang, Meta, Turn, explain
+from qiaoban.conversation import Act, AgeBand, Category, Conversation, Emotion, Lang, Meta, Turn, explain
 from qiaoban.errors import DataError, UsageError
+from qiaoban.safety.policy import default_classifier
+from qiaoban.safety.signals import ChildMessage, RuleClassifier, Severity
 
 DOMAIN = "given"  # of a card whose dialogue does not say its own
 FACTORS: tuple[Factor, ...] = get_args(Factor)
@@ -71,6 +74,8 @@ def expand_cards(
         age = message.age or rng.randint(6, OLDEST)
         emotion = message.emotion or deck.feeling(message.text, lang, age, name)
         outcome = _known_outcome(message, deck.world, row) or deck.outcome(emotion, name)
+        risk = disclosed(message.text, lang, age)
+        outcome = "referred" if risk and outcome == "savoured" else outcome
         said = Turn(role="user", content=message.text, emotion=emotion)
         mood = Source(id="", level="everyday", positive=outcome == "savoured", ages=(age, age), emotions=(emotion,), domains=())
         cards.append(
@@ -83,6 +88,7 @@ def expand_cards(
                 emotion=emotion,
                 distress=distress_at_start(mood, emotion, rng),
                 outcome=outcome,
+                risk=risk,
                 turns=rng.randint(*turns),
                 given=Given(id=message.id, turns=(said,), meta=Meta(lang=lang)),
                 seed=number(seed, name, "rollout"),
@@ -94,7 +100,7 @@ def expand_cards(
 def repair_cards(
     talks: Iterable[Conversation], findings: Iterable[Mapping[str, Any]], bank: Catalogue, *, seed: int = 0
 ) -> list[Card]:
-    """One card for each talk that has findings. `DataError` names an unknown id, or a turn that is not the companion's."""
+    """One card for each talk that has findings. `DataError` names an unknown id, or a turn that cannot be mended."""
     hits: dict[str, list[Hit]] = defaultdict(list)
     for finding in _rows(Finding, findings):
         hit = Hit(turn=finding.turn, rule=finding.rule, message=finding.message)
@@ -128,12 +134,23 @@ def branch_cards(talks: Iterable[Conversation], bank: Catalogue, *, per_talk: in
     return cards
 
 
+def disclosed(text: str, lang: Lang, age: int) -> Category | None:
+    """The kind of harm that a child's words tell of, as the product's own guard sees it."""
+    verdict = _classifier().assess(ChildMessage(text=text, context=(), lang=lang, band=AgeBand.of(age)))
+    return verdict.category if verdict.severity.rank >= Severity.CONCERN.rank else None
+
+
+@cache
+def _classifier() -> RuleClassifier:
+    return default_classifier()
+
+
 def _check_turn(talk: Conversation, hit: Hit) -> None:
     where = f"talk {talk.id!r}, rule {hit.rule!r}: turn {hit.turn}"
     if hit.turn >= len(talk.turns):
         raise DataError(f"{where} does not exist, the talk has {len(talk.turns)} turns")
     if talk.turns[hit.turn].role == "system":
-        raise DataError(f"{where} is the {talk.turns[hit.turn].role}'s, only turns of the companion are repaired")
+        raise DataError(f"{where} is a system message, and only what somebody said is repaired")
 
 
 def _telling_turns(talk: Conversation, count: int, seed: int) -> list[int]:
@@ -161,7 +178,7 @@ class _Deck:
 
     def name(self, lang: Lang) -> str:
         self.counts[lang] += 1
-        return f"{lang}-{self.mode}-{self.counts[lang]:06d}"
+        return f"{lang}-{self.mode}-s{self.seed}-{self.counts[lang]:06d}"
 
     def child(self, source: Source | None, lang: Lang, age: int, key: str, gender: str = "") -> Child:
         return self.cradle.child(Draft(source, age, lang), dice(self.seed, key, "child"), gender=gender)

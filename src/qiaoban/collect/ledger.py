@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
@@ -28,13 +29,12 @@ CREATE TABLE calls (
     state TEXT NOT NULL,           -- sent, answered, refused (the endpoint said no) or doubtful (nobody knows)
     sends INTEGER NOT NULL,        -- how often it was sent
     doubts INTEGER NOT NULL,       -- how often nobody knows whether it was paid
-    tokens INTEGER NOT NULL,       -- the highest number it can take: what a doubt is counted as
+    tokens INTEGER NOT NULL,       -- the most that it is likely to take: what a doubt is counted as
     fault TEXT,                    -- what was wrong with the answer, or why there is none
     raw TEXT,                      -- the body of the answer as it came
     prompt_tokens INTEGER, completion_tokens INTEGER, cached_tokens INTEGER,
     at REAL NOT NULL               -- seconds since the epoch, of the last change
 ) WITHOUT ROWID;
-CREATE INDEX calls_by_card ON calls (card);
 CREATE TABLE cards (
     id TEXT PRIMARY KEY, state TEXT NOT NULL, sha TEXT NOT NULL, record TEXT, reason TEXT, at REAL NOT NULL
 ) WITHOUT ROWID;
@@ -107,6 +107,8 @@ class Ledger:
             raise DataError("is not there: nothing was collected yet", path=path)
         path.parent.mkdir(parents=True, exist_ok=True)
         target = path.resolve().as_uri() + ("?mode=ro" if read_only else "")
+        if read_only and not os.access(path.parent, os.W_OK):
+            target += "&immutable=1"  # a write-ahead log cannot be shared there, and nobody writes
         try:
             self._db = sqlite3.connect(target, uri=True, isolation_level=None, timeout=30, check_same_thread=False)
         except sqlite3.Error as error:
@@ -127,6 +129,7 @@ class Ledger:
             self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.execute("PRAGMA busy_timeout=500")
         if version == 0:
             self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT")
 
@@ -239,6 +242,10 @@ class Ledger:
         """Jobs that were handed in and whose answers have not been fetched."""
         return [str(row[0]) for row in self._db.execute("SELECT id FROM batches WHERE state='submitted' ORDER BY at")]
 
+    def knows_batch(self, identifier: str) -> bool:
+        """Whether a job was remembered before."""
+        return self._db.execute("SELECT 1 FROM batches WHERE id=?", (identifier,)).fetchone() is not None
+
     def begin_run(self, pid: int) -> int:
         """Start a line in the history of runs; returns its number."""
         now = time.time()
@@ -290,6 +297,8 @@ class Ledger:
             )
         finally:
             self._db.execute("DETACH copy")
+        with Ledger(target) as copy:  # read by several hosts: that goes with this journal only
+            copy._db.execute("PRAGMA journal_mode=DELETE")
 
     def merge(self, other: Path) -> None:
         """Take over all that another ledger holds and this one has not, as the shards of a cluster."""
@@ -301,7 +310,7 @@ class Ledger:
                 self._db.execute("BEGIN")
                 self._db.execute(
                     "UPDATE shard.calls AS new SET doubts = "
-                    "MAX(doubts, COALESCE((SELECT doubts FROM main.calls AS old WHERE old.key = new.key), 0))"
+                    "doubts + COALESCE((SELECT doubts FROM main.calls AS old WHERE old.key = new.key AND old.at != new.at), 0)"
                 )
                 self._db.execute(
                     "INSERT OR REPLACE INTO calls SELECT * FROM shard.calls AS new WHERE NOT EXISTS "
@@ -321,7 +330,7 @@ class Ledger:
         self.close()
 
 
-def is_full(error: sqlite3.Error) -> bool:
-    """Whether a write failed because there is no room on the disk."""
-    full = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
-    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in full
+def passes(error: sqlite3.Error) -> bool:
+    """Whether a write failed for what may pass: no room on the disk, or another program that holds the file."""
+    passing = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in passing

@@ -28,7 +28,9 @@ class EngineClient:
     async def ask(self, body: Mapping[str, Any], key: str) -> Reply:
         """As `Client.ask`; the body that is stored has the form of a chat completion."""
         messages = [Turn(role=message["role"], content=message["content"]) for message in body["messages"]]
-        sampling = Sampling(temperature=body["temperature"], top_p=self._engine.info.sampling.top_p)
+        sampling = Sampling(
+            temperature=body.get("temperature", self._engine.info.sampling.temperature), top_p=self._engine.info.sampling.top_p
+        )
         options = Options(talk=messages[0].content, max_tokens=self._room(messages, body["max_tokens"]), sampling=sampling)
         text, finish, usage = "", "stop", EngineUsage(prompt_tokens=0, cached_tokens=0, completion_tokens=0)
         try:

@@ -285,7 +285,7 @@ class _Cards:
         draft, options = each.draft, self.options
         kind = f"{draft.lang}-{each.mode}"
         self.counts[kind] += 1
-        name = f"{kind}-{self.counts[kind]:06d}"
+        name = f"{kind}-s{options.seed}-{self.counts[kind]:06d}"
         rng = dice(options.seed, name)
         source = draft.source
         in_topics = source is not None and source.level in {"everyday", "sensitive"}

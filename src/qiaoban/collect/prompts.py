@@ -53,6 +53,10 @@ class Prompts:
         """A text without placeholders."""
         return self._texts[key].strip()
 
+    def category(self, category: str) -> str:
+        """What a kind of harm asks of the companion beyond the rule for all; empty where nothing more."""
+        return self._texts.get(f"companion.category.{category}", "").strip()
+
     def facts(self, card: Card) -> dict[str, str]:
         """Everything that a text may say about a card."""
         child, band = card.child, card.child.band

@@ -22,6 +22,8 @@ _SPEAKERS: Mapping[Speaker, tuple[str, ...]] = {
 _ROLE_OF = {name: role for role, names in _SPEAKERS.items() for name in names}
 _LINE = re.compile(r"\A\s*[*_]*(?P<who>[^\s:：*_]{1,12})[*_]*\s*[:：][*_]*\s*(?P<text>.*)\Z", re.DOTALL)
 _LEAK = re.compile(rf"(?:^|\n)\s*[*_]*(?:{'|'.join(_ROLE_OF)})[*_]*\s*[:：]", re.IGNORECASE)
+_WHOLE = ("stop", "eos", "end_turn", None)  # ways to end that are an end
+_NOTES = re.compile(r"【(?:导演|只给你看)】|\[(?:Director|For you only)\]", re.IGNORECASE)
 _WORD = re.compile(r"\w")
 _QUOTES = (("“", "”"), ('"', '"'), ("「", "」"))
 Model = TypeVar("Model", bound=BaseModel)
@@ -37,14 +39,23 @@ class BadReplyError(Exception):
 
 def content_of(raw: str) -> str:
     """The words of a chat completion without a thinking part. Raises `BadReplyError` for a cut, filtered or empty one."""
-    choice = json.loads(raw)["choices"][0]
-    message = choice["message"]
-    finish = choice.get("finish_reason")
+    try:
+        choice = json.loads(raw)["choices"][0]
+        message, finish = choice["message"], choice.get("finish_reason")
+        content, refusal = message.get("content"), message.get("refusal")
+    except (LookupError, TypeError, AttributeError):
+        raise BadReplyError("empty", "there was no message in it") from None
     if finish == "length":
         raise BadReplyError("length", "it was cut off at the longest length")
-    if finish == "content_filter" or message.get("refusal"):
+    if finish == "content_filter" or refusal:
         raise BadReplyError("content_filter", "it was filtered or refused")
-    text = _THINKING.sub("", str(message.get("content") or "")).strip()
+    if finish not in _WHOLE:
+        raise BadReplyError("cut_off", f"it ended with {finish!r}")
+    if isinstance(content, list):  # content parts, of which some models make thinking one
+        content = "".join(
+            str(part.get("text", "")) for part in content if isinstance(part, dict) and part.get("type") == "text"
+        )
+    text = _THINKING.sub("", str(content or "")).strip()
     if not text:
         raise BadReplyError("empty", "it was empty")
     return _whole(text)
@@ -192,6 +203,8 @@ def check_words(text: str, speaker: Speaker) -> None:
         raise BadReplyError("empty_turn", "there were no words")
     if _LEAK.search(text):
         raise BadReplyError("role_leak", "it spoke for both")
+    if _NOTES.search(text):
+        raise BadReplyError("note_leak", "it said the private note aloud")
 
 
 def acts_of(names: Sequence[str]) -> tuple[Act, ...]:

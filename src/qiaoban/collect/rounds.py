@@ -38,7 +38,7 @@ class RoundSource:
         if (stored := self.ledger.answer(key)) is not None:
             return stored
         sends, fault = self.ledger.sends(key)
-        if sends >= _SENDS:
+        if sends >= _SENDS * self.ledger.rounds(call.card):
             raise CardFailedError(f"{call.slot}: {fault or 'no answer'} ({sends} times)")
         self.wanted[key] = call
         raise MissingAnswerError

@@ -17,7 +17,7 @@ from qiaoban.collect.card import Card, read_plan
 from qiaoban.collect.ledger import Ledger
 from qiaoban.collect.rollouts import ROLLOUTS
 from qiaoban.collect.rollouts.studio import Studio
-from qiaoban.collect.teacher import CardFailedError, LiveSource
+from qiaoban.collect.teacher import CardFailedError, CardPutOffError, LiveSource
 from qiaoban.collect.throttle import ClosedError
 from qiaoban.conversation import Conversation, parse_conversation
 from qiaoban.errors import DataError, EngineError, QiaobanError
@@ -117,7 +117,8 @@ class Run:
                 await beat
             with suppress(sqlite3.Error):  # a full disk: the run's own error says so
                 self.ledger.beat(number, self.live(), ended)
-        watch(self.live())
+        with suppress(OSError, SystemExit):
+            watch(self.live())
 
     def live(self) -> dict[str, Any]:
         """What the run is doing, for people and for `status`."""
@@ -155,6 +156,8 @@ class Run:
     async def _settle(self, card: Card) -> None:
         try:
             talk = await ROLLOUTS[card.mode](card, self.studio)
+        except CardPutOffError:
+            return
         except CardFailedError as error:
             reason = str(error)
             await self.source.keep(lambda: self.ledger.failed(card.id, card.sha, reason))
@@ -169,7 +172,8 @@ class Run:
             live = self.live()
             with suppress(sqlite3.OperationalError):  # no room: `keep` says so
                 self.ledger.beat(number, live)
-            watch(live)
+            with suppress(OSError, SystemExit):  # whoever looked on has gone; the run goes on
+                watch(live)
             await asyncio.sleep(_BEAT)
 
 
@@ -203,17 +207,18 @@ def open_cards(plan: Path, ledger: Ledger) -> Iterator[Card]:
 
 
 def write_results(folder: RunFolder, ledger: Ledger) -> dict[str, int]:
-    """Write `dialogues.jsonl`, `failed.jsonl` and, for `branch` cards, `pairs.jsonl`; returns how many each holds."""
+    """Write `dialogues.jsonl`, `failed.jsonl` and, for `branch` cards alone, `pairs.jsonl`; returns how many each holds."""
     counts = {"dialogues": 0, "pairs": 0, "failed": 0}
     with write_atomically(folder.dialogues) as file, write_atomically(folder.pairs) as pairs:
         for card in read_plan(folder.plan):
             if (record := ledger.record(card.id)) is None:
                 continue
-            file.write(record.encode() + b"\n")
-            counts["dialogues"] += 1
-            if card.mode == "branch":
+            if card.mode == "branch":  # a reply that fails on purpose must never stand among dialogues
                 pairs.write(json.dumps(pair(card, parse_conversation(record)), ensure_ascii=False).encode() + b"\n")
                 counts["pairs"] += 1
+            else:
+                file.write(record.encode() + b"\n")
+                counts["dialogues"] += 1
     if not counts["pairs"]:
         folder.pairs.unlink()
     with write_atomically(folder.failed) as file:

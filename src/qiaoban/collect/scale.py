@@ -11,29 +11,35 @@ import asyncio
 import os
 import shutil
 import socket
-from collections.abc import Mapping
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qiaoban.collect.budget import BudgetSpentError
 from qiaoban.collect.card import Card
 from qiaoban.collect.job import Job
 from qiaoban.collect.ledger import Ledger
 from qiaoban.collect.rollouts import ROLLOUTS
 from qiaoban.collect.rollouts.studio import Studio
 from qiaoban.collect.run import RunFolder, Watcher, count_cards, open_cards
-from qiaoban.collect.teacher import CardFailedError
+from qiaoban.collect.teacher import CardFailedError, CardPutOffError
 from qiaoban.collect.throttle import ClosedError
 from qiaoban.conversation import parse_record
 from qiaoban.errors import EngineError, QiaobanError, UsageError
 
+_ROUNDS = 4  # times as many cards as a worker has requests on their way: each batch waits for its slowest
+_BEAT = 2.0  # seconds
+
 
 @dataclass(frozen=True, kw_only=True)
 class Crew:
-    """How many workers, how many cards each takes at a time at most, and the Ray cluster to join (None: a local one)."""
+    """How many workers, and the Ray cluster to join (None: a local one)."""
 
     workers: int = 2
-    cards: int = 128
     address: str | None = None
 
 
@@ -44,33 +50,28 @@ def collect_with_ray(folder: RunFolder, job: Job, crew: Crew, watch: Watcher) ->
         import ray.data  # noqa: PLC0415
     except ImportError:
         raise UsageError("--engine ray needs Ray", hint="pip install 'qiaoban[scale]'") from None
-    shards = folder.path / "shards"
+    shards, crew = folder.path / "shards", replace(crew, workers=min(crew.workers, job.limits.concurrency))
     with Ledger(folder.ledger) as ledger:
+        ledger.recover()
         adopt(ledger, shards)
         total, totals = count_cards(folder.plan), ledger.totals()
         live = {"total": total, "done": totals.done, "failed": totals.failed, "workers": crew.workers}
         cards, left = _open_file(folder, ledger, shards)
-        at_a_time = max(1, min(crew.cards, -(-left // crew.workers)))
-        number, ended = ledger.begin_run(os.getpid()), "killed"
+        number, ended, stopped = ledger.begin_run(os.getpid()), "killed", ""
         job = _remaining(job, ledger)
         try:
-            ray.init(address=crew.address, num_cpus=None if crew.address else crew.workers + 1, include_dashboard=False)
-            ray.data.DataContext.get_current().enable_progress_bars = False
-            data = ray.data.read_text(str(cards)).repartition(target_num_rows_per_block=at_a_time)
-            settled = data.map_batches(
-                _Worker,
-                batch_size=at_a_time,
-                num_cpus=0.25,
-                compute=ray.data.ActorPoolStrategy(size=crew.workers),
-                fn_constructor_args=(str(folder.path), job.share(crew.workers)),
-            )
-            stopped = ""
-            for row in settled.iter_rows():
-                stopped = stopped or row["stopped"]
-                _note(ledger, row, live)
-                ledger.beat(number, live)
-                watch(live)
+            with _beating(folder, number, live):
+                ray.init(address=crew.address, num_cpus=None if crew.address else crew.workers + 1, include_dashboard=False)
+                ray.data.DataContext.get_current().enable_progress_bars = False
+                for row in _settled(ray.data, cards, left, (folder, job, crew)):
+                    stopped = stopped or row["stopped"]
+                    _note(ledger, row, live)
+                    watch(live)
+                    if row["fatal"]:  # the others would be told the same
+                        break
             ended = "stopped" if stopped else "finished"
+        except ray.exceptions.RayError as error:
+            stopped = f"a worker was lost: {str(error).splitlines()[0][:200]}"
         finally:
             ray.shutdown()
             adopt(ledger, shards)
@@ -79,12 +80,50 @@ def collect_with_ray(folder: RunFolder, job: Job, crew: Crew, watch: Watcher) ->
         raise EngineError(stopped, hint="run again: nothing is paid twice")
 
 
+def _settled(data: Any, cards: Path, left: int, task: tuple[RunFolder, Job, Crew]) -> Iterator[Mapping[str, Any]]:
+    """A row for each card, as batches of them are settled."""
+    folder, job, crew = task
+    at_a_time = max(1, min(_ROUNDS * max(1, job.limits.concurrency // crew.workers), -(-left // crew.workers)))
+    lines = data.read_text(str(cards)).repartition(target_num_rows_per_block=at_a_time)
+    rows = lines.map_batches(
+        _Worker,
+        batch_size=at_a_time,
+        num_cpus=0.25,
+        compute=data.ActorPoolStrategy(size=crew.workers),
+        fn_constructor_args=(str(folder.path.resolve()), job.share(crew.workers)),
+        max_restarts=0,  # a worker that comes back would not know what it was answered, and pay again
+        max_task_retries=0,
+    )
+    yield from rows.iter_rows()
+
+
+@contextmanager
+def _beating(folder: RunFolder, number: int, live: Mapping[str, Any]) -> Iterator[None]:
+    """Tell `status` that the run goes on, also while no batch is finished."""
+    over = threading.Event()
+
+    def beat() -> None:
+        with Ledger(folder.ledger) as ledger:
+            while not over.wait(_BEAT):
+                with suppress(sqlite3.OperationalError):  # held or full: the next beat will do
+                    ledger.beat(number, dict(live))
+
+    beats = threading.Thread(target=beat, daemon=True)
+    beats.start()
+    try:
+        yield
+    finally:
+        over.set()
+        beats.join()
+
+
 def adopt(ledger: Ledger, shards: Path) -> int:
     """Take over what workers left behind, also those of a run that was killed; returns how many shards there were."""
     found = sorted(shards.glob("*.sqlite"))
     for shard in found:
         if shard.name != "open.sqlite":
             ledger.merge(shard)
+        shard.unlink()
     shutil.rmtree(shards, ignore_errors=True)
     return len(found)
 
@@ -131,7 +170,7 @@ class _Worker:
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
         """Rows of card lines to rows of what became of them; `stopped` says why a card was not settled."""
         rows = asyncio.run(self._settle([parse_record(Card, str(line)) for line in batch["text"]]))
-        return {key: [row.get(key, "") for row in rows] for key in ("id", "sha", "record", "reason", "stopped")}
+        return {key: [row.get(key, "") for row in rows] for key in ("id", "sha", "record", "reason", "stopped", "fatal")}
 
     async def _settle(self, cards: list[Card]) -> list[dict[str, str]]:
         client = self._job.client()
@@ -145,6 +184,7 @@ class _Worker:
                 row = {"id": card.id, "sha": card.sha} | await self._outcome(card, studio)
             if "stopped" in row and source.stopped is not None:
                 row["stopped"] = source.stopped.message
+                row["fatal"] = "" if isinstance(source.stopped, BudgetSpentError) else "yes"
             return row
 
         try:
@@ -157,6 +197,8 @@ class _Worker:
             talk = await ROLLOUTS[card.mode](card, studio)
         except CardFailedError as error:
             return {"reason": str(error)}
+        except CardPutOffError:
+            return {}
         except ClosedError:
             return {"stopped": "stopped"}
         except QiaobanError as error:

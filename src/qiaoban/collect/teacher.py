@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from qiaoban.collect.breaker import Breaker
 from qiaoban.collect.budget import Budget, BudgetSpentError
 from qiaoban.collect.client import CallError, Fault, Reply
-from qiaoban.collect.ledger import Call, Ledger, is_full
+from qiaoban.collect.ledger import Call, Ledger, Usage, passes
 from qiaoban.collect.reading import BadReplyError, content_of
 from qiaoban.collect.throttle import ClosedError, Permit, Throttle
 from qiaoban.conversation import Turn
@@ -31,11 +31,16 @@ JsonMode = Literal["object", "none"]
 _LONGEST_BACKOFF = 30.0  # seconds
 _STOPS = frozenset({Fault.KEY, Fault.MODEL, Fault.QUOTA})
 _SPEAKS = frozenset({Fault.TOO_MANY, Fault.BUSY, Fault.TIMEOUT})
-_ALONE = 4  # times as often a call may fail while nobody else is answered
+_ALONE = 4  # times as often a call may fail while nobody else is answered, before its card is put off
+_REFUSALS = 3  # cards refused before anything was answered: then it is the request and not a card
 
 
 class CardFailedError(Exception):
     """This card has no dialogue: its answers cannot be read, or the endpoint will not answer it."""
+
+
+class CardPutOffError(Exception):
+    """This card cannot be settled now, for no fault of its own; it stays open for the next run."""
 
 
 class Source(Protocol):
@@ -91,7 +96,8 @@ class Teacher:
                 return read(content_of(raw))
             except BadReplyError as error:
                 fault = error
-                self.ledger.unreadable(call.key, error.fault)
+                with suppress(sqlite3.OperationalError):  # a note for `status`; a full disk shows elsewhere
+                    self.ledger.unreadable(call.key, error.fault)
         raise CardFailedError(f"{ask.slot}: {fault} ({tries} tries)")
 
     def _call(self, ask: Ask, attempt: int, fault: BadReplyError) -> Call:
@@ -133,6 +139,7 @@ class LiveSource:
     trouble: str = ""
     stopped: QiaobanError | None = None
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
+    _refused: set[str] = field(default_factory=set)
 
     def stop(self, why: QiaobanError) -> None:
         """Send nothing more. What is on its way is waited for and kept."""
@@ -142,7 +149,7 @@ class LiveSource:
             self._ended.set()
 
     async def answer(self, call: Call) -> str:
-        """See `Source`. Raises `CardFailedError`, and `ClosedError` once the run stops."""
+        """See `Source`. Raises `CardFailedError`, `CardPutOffError`, and `ClosedError` once the run stops."""
         key = call.key
         if (stored := self.ledger.answer(key)) is not None:
             self.replayed += 1
@@ -155,27 +162,33 @@ class LiveSource:
                 self.stop(error)
                 raise ClosedError from None
             except CallError as error:
-                self._weigh(error, key)
+                self._weigh(error, call, key)
                 if error.fault is Fault.TOO_MANY:  # the throttle has it
                     continue
-                # A failure counts in full only if the endpoint answers others meanwhile: else it may be down.
+                # A failure counts against the card only if the endpoint answers others meanwhile: else it may be down.
                 sends, failures = sends + 1, failures + self.breaker.answered_since(began)
                 began = time.monotonic()
-                if failures >= self.tries or sends >= _ALONE * self.tries:
+                if failures >= self.tries:
                     raise CardFailedError(f"{call.slot}: {error.message} ({sends} times)") from None
-                backoff = min(_LONGEST_BACKOFF, 0.5 * 2 ** min(failures, 6)) * random.uniform(0.5, 1)  # noqa: S311
+                if sends >= _ALONE * self.tries:
+                    raise CardPutOffError(error.message) from None
+                backoff = min(_LONGEST_BACKOFF, 0.5 * 2 ** min(sends - 1, 6)) * random.uniform(0.5, 1)  # noqa: S311
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._ended.wait(), max(error.wait or 0.0, backoff))
 
-    def _weigh(self, error: CallError, key: str) -> None:
+    def _weigh(self, error: CallError, call: Call, key: str) -> None:
         """What a failure means for the whole run: go on, rest, or stop."""
         self.trouble = error.message
         first = self.breaker.answered == 0 and not self.ledger.has_answers
+        if error.fault is Fault.REQUEST or (error.fault is Fault.FORBIDDEN and not first):
+            self._refused.add(call.card)
+            if not first:
+                raise CardFailedError(error.message)
+            if len(self._refused) < _REFUSALS:  # a filter answers sooner than a model: one refusal says little
+                raise CardPutOffError(error.message)
         if error.fault in _STOPS or (first and not error.fault.passing):
             self.stop(error)
             raise ClosedError
-        if error.fault is Fault.REQUEST:
-            raise CardFailedError(error.message)
         if self.breaker.hopeless(there=error.fault in _SPEAKS):
             self.stop(EngineError(error.message, hint=error.hint or "run again later: nothing is lost or paid twice"))
             raise ClosedError
@@ -193,8 +206,10 @@ class LiveSource:
                 self.sent += 1
                 reply = await self._post(call, key, permit)
                 used = reply.usage.total or None
-                await self.keep(lambda: self.ledger.answered(key, reply.raw, reply.usage))
-                self.budget.spend(reply.usage)
+                # An endpoint that sends no bill is counted at the most that the call can have taken.
+                usage = reply.usage if used else Usage(call.tokens)
+                await self.keep(lambda: self.ledger.answered(key, reply.raw, usage))
+                self.budget.spend(usage)
             finally:
                 self.throttle.release(permit, used=used)
         self.throttle.succeeded()
@@ -215,15 +230,15 @@ class LiveSource:
             raise
 
     async def keep(self, write: Callable[[], None], *, paid: bool = True) -> None:
-        """Write to the ledger; where the disk is full, send nothing more and wait for room rather than lose a paid answer."""
+        """Write to the ledger; where the disk is full or the file held, send nothing and wait rather than lose an answer."""
         while True:
             try:
                 return write()
             except sqlite3.Error as error:
-                if not is_full(error):
+                if not passes(error):
                     raise DataError(f"cannot be written: {error}", path=self.ledger.path) from None
-                self.faults["disk_full"] += 1
-                self.trouble = f"no room on the disk for {self.ledger.path}; free some: answers wait in memory"
+                self.faults["ledger_waits"] += 1
+                self.trouble = f"{self.ledger.path}: {error}; make room, or close what holds it: answers wait in memory"
                 self.throttle.rest(2)
                 if self.stopped and not paid:
                     raise ClosedError from None

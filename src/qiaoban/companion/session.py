@@ -15,17 +15,15 @@ from qiaoban.conversation import Act, AgeBand, Lang, Turn
 from qiaoban.engine.protocol import Engine, Options, Usage
 from qiaoban.errors import QiaobanError
 from qiaoban.safety.output import OutputGuard, load_output_guard
-from qiaoban.safety.policy import Action, Decision, Policy, load_policy
+from qiaoban.safety.policy import Action, Decision, Policy, default_classifier, load_policy
 from qiaoban.safety.respond import Replies, VettedReply, load_hotlines, load_replies
 from qiaoban.safety.sentences import SentenceSplitter, split_sentences
 from qiaoban.safety.signals import (
     CONTEXT_TURNS,
     ChildMessage,
     Classifier,
-    RuleClassifier,
     Severity,
     Verdict,
-    load_rule_book,
 )
 
 LANGUAGES: tuple[Lang, ...] = ("zh", "en")
@@ -117,11 +115,6 @@ class _Spoken:
 def _is_short(message: str) -> bool:
     """Whether a message is an answer of a few words and no new story."""
     return len(message) <= _SHORT_ZH if language_of(message, "zh") == "zh" else len(message.split()) <= _SHORT_EN
-
-
-def default_classifier(policy: Policy) -> Classifier:
-    """The input guard that ships: the rules of every language."""
-    return RuleClassifier([load_rule_book(lang) for lang in LANGUAGES], policy.priority)
 
 
 class Companion:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, get_args
 
 from qiaoban.bank import read_table
-from qiaoban.conversation import AgeBand, Category
+from qiaoban.conversation import AgeBand, Category, Lang
 from qiaoban.errors import DataError
-from qiaoban.safety.signals import Severity, Verdict
+from qiaoban.safety.signals import RuleClassifier, Severity, Verdict, load_rule_book
 
 
 class Action(StrEnum):
@@ -105,3 +105,8 @@ def _row(number: int, row: Mapping[str, Any]) -> _Row:
         return _Row(wanted, Action(row["action"]), When(row["notify"]))
     except (KeyError, ValueError) as error:
         raise DataError(f"policy row {number}: {error}") from None
+
+
+def default_classifier(policy: Policy | None = None) -> RuleClassifier:
+    """The input guard that ships: the rules of every language."""
+    return RuleClassifier([load_rule_book(lang) for lang in get_args(Lang)], (policy or load_policy()).priority)

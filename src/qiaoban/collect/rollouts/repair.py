@@ -34,6 +34,7 @@ async def rollout(card: Card, studio: Studio) -> Conversation:
 
 def _mended(old: Turn, text: str) -> Turn:
     acts, words = tagged(text) if old.role == "assistant" else ((), spoken(text))
+    labelled = text.lstrip()[:1] in ("[", "［", "【")
     if words == old.content:
         raise BadReplyError("unchanged", "it was the same turn again")
-    return old.model_copy(update={"content": words, "acts": acts or old.acts})
+    return old.model_copy(update={"content": words, "acts": acts if labelled else old.acts})

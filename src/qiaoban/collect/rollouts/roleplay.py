@@ -7,21 +7,24 @@ policy, the age band and the talk. Asymmetry of this kind is what keeps the comp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from random import Random
 
 from qiaoban.collect.card import Card
 from qiaoban.collect.controller import Controller
 from qiaoban.collect.prompts import Prompts, band_words
-from qiaoban.collect.reading import Outline, outlines_of, spoken, tagged
+from qiaoban.collect.reading import BadReplyError, Outline, outlines_of, spoken, tagged
 from qiaoban.collect.rollouts.studio import Studio, assistant, system, user
-from qiaoban.conversation import Act, Conversation, Emotion, Turn
-from qiaoban.safety.policy import load_policy
+from qiaoban.conversation import Act, Conversation, Emotion, Lang, Turn
+from qiaoban.safety.output import load_output_guard
+from qiaoban.safety.policy import default_classifier
 from qiaoban.safety.respond import load_hotlines
-from qiaoban.safety.signals import CONTEXT_TURNS, ChildMessage, RuleClassifier, Severity, load_rule_book
+from qiaoban.safety.sentences import split_sentences
+from qiaoban.safety.signals import CONTEXT_TURNS, ChildMessage, RuleClassifier, Severity
 
 _OUTLINES = 5
+_HOME: dict[Lang, str] = {"zh": "CN", "en": "*"}
 _SHORT = {"zh": 6, "en": 20}  # characters
 _OUTLINE_TOKENS, _CHILD_TOKENS, _COMPANION_TOKENS = 2500, 200, 300
 
@@ -77,6 +80,8 @@ class _Scene:
     controller: Controller
     child: list[Turn]
     companion: list[Turn]
+    heard: list[Turn] = field(default_factory=list)
+    suspected: bool = False
 
     async def child_speaks(self, talk: list[Turn]) -> Turn:
         """The child's next line."""
@@ -107,17 +112,32 @@ class _Scene:
         )
         if extra := self._caution(talk):
             note += "\n" + extra
+        self.heard = talk
         acts, words = await self.studio.ask(
             self.card,
             f"companion/{controller.turn}",
             [*self.companion, user(note)],
-            partial(tagged, said=self._said(talk, "assistant"), asked=self.companion[0].content),
+            self._read,
             max_tokens=_COMPANION_TOKENS,
             again="tags",
         )
         self.companion += [user(message), assistant(f"[{_names(acts)}] {words}")]
         controller.heard(acts)
         return Turn(role="assistant", content=words, acts=acts)
+
+    def _read(self, text: str) -> tuple[tuple[Act, ...], str]:
+        """The companion's words, if the product's own output guard would let a child hear them."""
+        acts, words = tagged(text, said=self._said(self.heard, "assistant"), asked=self.companion[0].content)
+        guard, before = load_output_guard(self.card.lang), list[str]()
+        numbers = load_hotlines().numbers(_HOME[self.card.lang])
+        for sentence in split_sentences(words):
+            reasons = guard.check(
+                sentence, before, child=self.heard[-1].content, guardian_suspected=self.suspected, numbers=numbers
+            )
+            if reasons:
+                raise BadReplyError(f"guard_{reasons[0]}", f"a child must not hear it ({', '.join(reasons)})")
+            before.append(sentence)
+        return acts, words
 
     def _direction(self) -> dict[str, str]:
         """The director's note to the child."""
@@ -148,8 +168,10 @@ class _Scene:
         verdict = _classifier().assess(
             ChildMessage(text=talk[-1].content, context=context, lang=self.card.lang, band=self.card.child.band)
         )
+        self.suspected = self.suspected or verdict.guardian_may_be_source
         if verdict.severity.rank >= Severity.CONCERN.rank:
-            return prompts.text("companion.safeguard", {"lines": _lines(self.card)})
+            note = prompts.text("companion.safeguard", {"lines": _lines(self.card)})
+            return f"{note}\n{prompts.category(verdict.category)}".strip()
         return prompts.line("companion.farewell") if verdict.reply == "goodbye" else ""
 
 
@@ -159,11 +181,10 @@ def _names(acts: tuple[Act, ...]) -> str:
 
 def _lines(card: Card) -> str:
     """The help lines that may be named; in English none, for the child's country is not known."""
-    home = {"zh": "CN", "en": "*"}[card.lang]
-    lines = (line for line in load_hotlines().lines if line.jurisdiction == home and line.default and line.number)
+    lines = (line for line in load_hotlines().lines if line.jurisdiction == _HOME[card.lang] and line.default and line.number)
     return ("、" if card.lang == "zh" else ", ").join(line.spoken(card.lang) for line in lines)
 
 
 @cache
 def _classifier() -> RuleClassifier:
-    return RuleClassifier([load_rule_book("zh"), load_rule_book("en")], load_policy().priority)
+    return default_classifier()
