@@ -304,7 +304,7 @@ def load_catalogue() -> Catalogue:
     )
 
 
-Table = TypeVar("Table", bound=_Entry)
+Table = TypeVar("Table", bound=BaseModel)
 
 
 def _read(kind: type[Table], name: str) -> Table:

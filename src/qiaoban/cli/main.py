@@ -18,7 +18,10 @@ _COMMANDS = {
     "bank": ("qiaoban.cli.bank", "Show and check the topic bank: scenes, emotions, people."),
     "chat": ("qiaoban.cli.chat", "Talk with the companion, or play talks from a file."),
     "collect": ("qiaoban.cli.collect", "Plan and collect dialogues from a strong model."),
+    "curate": ("qiaoban.cli.curate", "Leave out what is not fit to learn from."),
+    "data": ("qiaoban.cli.data", "Check, convert, show and count data sets."),
     "doctor": ("qiaoban.cli.doctor", "Say what is installed, what is missing and how to get it."),
+    "mix": ("qiaoban.cli.mix", "Put several sources into one training set."),
     "models": ("qiaoban.cli.models", "List, pull and verify models."),
     "safety": ("qiaoban.cli.safety", "See what the guard makes of a message."),
 }

@@ -1,0 +1,1 @@
+"""Making raw dialogues fit to learn from: rules first, since they are cheap and can be argued about."""
