@@ -108,7 +108,9 @@ def stacked_questions(turns: pl.DataFrame) -> pl.DataFrame:
 
 _HALF_WIDTH = rf"{HAN}[,.!?;:](?:{HAN}|\s|$)|{HAN}[,!?;](?:[A-Za-z0-9]|$)"
 _RUN_OF_ENGLISH = r"[A-Za-z][a-z']+(?:[ ,]+[A-Za-z][A-Za-z']*){2,}"
-_ENGLISH = r"(?i)\b(?:i|i'm|i'll|the|is|are|my|and|it|it's|that|this|what|your|have|of|for|not|don't|was|with|but)\b"  # and no pinyin
+_ENGLISH = (
+    r"(?i)\b(?:i|i'm|i'll|the|is|are|my|and|it|it's|that|this|what|your|have|of|for|not|don't|was|with|but)\b"  # and no pinyin
+)
 _OTHER_SCRIPT = r"[\u3041-\u30ff\uac00-\ud7af\u0400-\u04ff\u0600-\u06ff\u0e00-\u0e7f]{3,}"
 
 
