@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from qiaoban.conversation import Act, Emotion
+from qiaoban.bank import read_table
+from qiaoban.conversation import Act, Conversation, Emotion, Meta, Turn
 from qiaoban.curate.lint import lint
 from qiaoban.curate.rules import choose_rules, load_rules
 from qiaoban.curate.rules_corpus import CORPUS_RULES
@@ -31,6 +34,48 @@ def test_what_breaks_a_rule_is_found(rule: str, line: str) -> None:
 @pytest.mark.parametrize(("rule", "line"), [(rule.id, line) for rule in RULES for line in rule.good])
 def test_what_only_resembles_it_is_not(rule: str, line: str) -> None:
     assert _hits(rule, line) == []
+
+
+def _cases() -> Iterator[tuple[str, bool, str]]:
+    """Rule, whether it is broken, talk; `\\n`, `\\x07` and `\\u200b` are written out in the file."""
+    rule = ""
+    for row in Path(__file__).with_name("cases.txt").read_text("utf-8").splitlines():
+        line = row[2:].replace("\\n", "\n").replace("\\x07", "\x07").replace("\\u200b", "\u200b")
+        if row.startswith("= "):
+            rule = line
+        elif row.startswith(("+ ", "- ")):
+            yield rule, row[0] == "+", line
+
+
+def test_many_ways_to_say_it() -> None:
+    """Nearly a thousand turns beyond the examples; all at once, for a list is compiled once a run."""
+    cases = list(_cases())
+    assert len(cases) > 950
+    talks = [parse_talk(line, lang=language(line), name=str(i)) for i, (_, _, line) in enumerate(cases)]
+    found = {(finding.id, finding.rule) for finding in lint(talks)}
+    wrong = [(rule, line) for i, (rule, broken, line) in enumerate(cases) if ((str(i), rule) in found) is not broken]
+    assert wrong == []
+
+
+def test_reviewed_replies_are_clean() -> None:
+    """The vetted replies of the guard speak of every harm, and break no grave rule but for a handful."""
+    lines = [
+        (lang, text)
+        for lang in LANGS
+        for reply in read_table(f"replies/{lang}.toml")["reply"]
+        for stage in ("first", "second", "later")
+        for text in reply[stage]
+    ]
+    talks = [
+        Conversation(id=str(i), turns=(Turn(role="assistant", content=text.format_map(_LINES)),), meta=Meta(lang=lang))
+        for i, (lang, text) in enumerate(lines)
+    ]
+    grave = [rule.id for rule in RULES if rule.scope == "turn" and rule.severity == "drop" and rule.speaker != "any"]
+    assert len(talks) > 1000
+    assert len(list(lint(talks, rules=grave))) <= 5
+
+
+_LINES = {"helpline": "12356", "emergency": "110", "ambulance": "120"}
 
 
 def test_the_rules_are_as_promised() -> None:

@@ -13,7 +13,6 @@ from qiaoban.cli.batch import emit
 from qiaoban.cli.data_convert import convert, show, stats
 from qiaoban.cli.voice import show_error
 from qiaoban.conversation import Conversation, decode_lines, open_bytes, parse_conversation
-from qiaoban.curate.lint import lint
 from qiaoban.curate.rules import ERRORS, Finding, Rule, choose_rules
 from qiaoban.errors import DataError
 from qiaoban.formats import detect, read_talks
@@ -35,6 +34,8 @@ def command() -> None:
 @click.option("--level", type=click.Choice(["error", "tag"]), default="tag", show_default=True, help="The mildest to report.")
 def lint_file(file: str, as_json: bool, rules: tuple[str, ...], level: str) -> int:
     """Say which dialogues of a JSONL FILE (- for standard input) break which rule. Exit code 1 when an error is found."""
+    from qiaoban.curate.lint import lint  # polars and OpenCC, which `--help` does not need
+
     chosen = [rule for rule in choose_rules(rules or None) if level == "tag" or rule.severity in ERRORS]
     talks = TalkFile(file)
     findings = lint(talks.read(), rules=[rule.id for rule in chosen])

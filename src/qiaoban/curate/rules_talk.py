@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
 import polars as pl
@@ -150,11 +150,22 @@ def interrogates_disclosure(talks: Sequence[Conversation], turns: pl.DataFrame, 
     """Companion turns that ask for the course, the number or the proof after a child has told of being harmed."""
     asking = turns.select("row", "talk", "turn").join(rows_with(turns, "details", "assistant"), on="row")
     told = disclosures.told(asking["talk"].unique().to_list(), DONE_TO_CHILD)
+    for number, turn in _hurt_by_adults(turns):
+        told.setdefault(number, []).append(turn)
     return [
         (number, turn, "interrogates_disclosure", words)
         for number, turn, words in asking.select("talk", "turn", "words").iter_rows()
         if any(0 < turn - earlier <= NEAR for earlier in told.get(number, ()))
     ]
+
+
+def _hurt_by_adults(turns: pl.DataFrame) -> Iterator[tuple[int, int]]:
+    """Talk and turn of each child's turn that says, in few words, which grown-up hits, touches or threatens it."""
+    adults = [word for person, words in _people().items() if person not in _CHILDREN for word in words]
+    told = turns.select("talk", "turn", "row").join(rows_with(turns, "hurt_by", "user"), on="row")
+    for number, turn, who in told.select("talk", "turn", "words").iter_rows():
+        if any(word in who for word in adults):
+            yield number, turn
 
 
 def faces_harm(talks: Sequence[Conversation], turns: pl.DataFrame, disclosures: Disclosures) -> list[Hit]:
@@ -173,17 +184,19 @@ def faces_harm(talks: Sequence[Conversation], turns: pl.DataFrame, disclosures: 
 
 def _same_person(sent: str, told: str) -> bool:
     """Whether the person whom the child is sent to can be the one who hurts it: a pronoun may be anybody."""
-    people = [kin for kin in _people() if any(word in told for word in kin)]
-    others = [kin for kin in _people() if kin not in people]
+    people = [kin for kin in _people().values() if any(word in told for word in kin)]
+    others = [kin for kin in _people().values() if kin not in people]
     return any(word in sent for kin in people for word in kin) or not any(word in sent for kin in others for word in kin)
 
 
 @cache
-def _people() -> tuple[tuple[str, ...], ...]:
+def _people() -> Mapping[str, tuple[str, ...]]:
     """The words for each person that a child may speak of, in both languages."""
     tables = [read_table(f"curate/lexicon_{lang}.toml")["people"] for lang in LANGS]
-    return tuple(tuple(word for table in tables for word in table.get(person, ())) for person in tables[0])
+    return {person: tuple(word for table in tables for word in table.get(person, ())) for person in tables[0]}
 
+
+_CHILDREN = frozenset({"brother", "sister", "classmate"})
 
 _BY_ROW: Mapping[str, Callable[[pl.DataFrame], pl.DataFrame]] = {
     "advice_before_acceptance": advice_before_acceptance,
