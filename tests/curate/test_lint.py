@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qiaoban.cli.data import command
+from qiaoban.cli.main import cli
 from qiaoban.conversation import Conversation, Lang, Meta, Role, Turn, write_conversations
 from qiaoban.curate import table
 from qiaoban.curate.lint import lint
@@ -217,7 +217,7 @@ def _file(tmp_path: Path, *lines: str) -> str:
 
 
 def _run(*arguments: str) -> tuple[int, list[str], str]:
-    result = CliRunner().invoke(command, ["lint", *arguments], standalone_mode=False)
+    result = CliRunner().invoke(cli, ["data", "lint", *arguments], standalone_mode=False)
     if result.exception:
         raise result.exception
     return int(result.return_value or 0), result.stdout.splitlines(), result.stderr

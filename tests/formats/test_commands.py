@@ -10,6 +10,7 @@ import click
 import pytest
 
 from qiaoban.cli.data_convert import convert, show, stats
+from qiaoban.cli.main import cli
 from qiaoban.errors import DataError, UsageError
 from qiaoban.formats import PAIRS, TALKS, detect, read_talks
 from qiaoban.formats.figures import Lengths, measure
@@ -20,7 +21,7 @@ OWN = GOLDEN / "qiaoban.jsonl"
 
 
 def call(command: click.Command, *words: object) -> int:
-    return int(command.main([str(word) for word in words], standalone_mode=False) or 0)
+    return int(cli.main(["data", str(command.name), *map(str, words)], standalone_mode=False) or 0)
 
 
 class TestConvert:
