@@ -23,6 +23,7 @@ from typing import Any
 
 QIAOBAN = [sys.executable, "-m", "qiaoban", "collect"]
 CONCURRENCY = 64
+PATIENT = ("--concurrency", str(CONCURRENCY), "--tries", "6")  # one answer in twenty is bad: three in a row do happen
 
 
 @contextmanager
@@ -91,15 +92,15 @@ def torture(folder: Path, *, dialogues: int, seed: int, turns: str = "4-6") -> d
     at_kill: list[tuple[dict[str, set[str]], int]] = []  # the ledger, and how many requests the teacher had seen
     with fake_teacher(log, *faults) as url:
         for mark in kills:
-            run = start(folder, url, "--concurrency", str(CONCURRENCY))
+            run = start(folder, url, *PATIENT)
             wait_for_requests(log, mark, run)
             time.sleep(rng.random() * 0.1)
             run.send_signal(signal.SIGKILL)
             run.communicate(timeout=30)
             time.sleep(0.5)  # what the teacher was about to say, it has said
             at_kill.append((keys_by_state(folder), len(requests(log))))
-        outcome = finish(start(folder, url, "--concurrency", str(CONCURRENCY)))
-        again = finish(start(folder, url, "--concurrency", str(CONCURRENCY)))
+        outcome = finish(start(folder, url, *PATIENT))
+        again = finish(start(folder, url, *PATIENT))
     seen, in_flight = requests(log), [states["sent"] for states, _ in at_kill]
     for states, before in at_kill:
         assert len(states["sent"]) <= CONCURRENCY
