@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -17,6 +17,7 @@ from qiaoban.conversation import decode_lines, open_bytes, parse_record
 from qiaoban.errors import DataError
 
 Record = TypeVar("Record", bound=BaseModel)
+Parsed = TypeVar("Parsed")
 
 
 class Batch:
@@ -28,14 +29,22 @@ class Batch:
 
     def records(self, kind: type[Record]) -> Iterator[Record]:
         """Every well-formed line as `kind`; `DataError` only when the file itself cannot be read."""
+        return self.parsed(lambda line, number: parse_record(kind, line, path=self._file, number=number))
+
+    def parsed(self, parse: Callable[[str, int], Parsed]) -> Iterator[Parsed]:
+        """What `parse` makes of every line and its number; a line that it refuses with `DataError` is reported and skipped."""
         for number, line in self._lines():
             try:
                 if isinstance(line, DataError):
                     raise line
-                yield parse_record(kind, line, path=self._file, number=number)
+                yield parse(line, number)
             except DataError as error:
-                show_error(error)
-                self.failed = True
+                self.bad(error)
+
+    def bad(self, error: DataError) -> None:
+        """Report a bad record, and remember that there was one."""
+        show_error(error)
+        self.failed = True
 
     def _lines(self) -> Iterator[tuple[int, str | DataError]]:
         if self._file == "-":

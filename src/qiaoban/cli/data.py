@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
 
 import click
 
-from qiaoban.cli.batch import emit
+from qiaoban.cli.batch import Batch, emit
 from qiaoban.cli.data_convert import convert, show, stats
-from qiaoban.cli.voice import show_error
-from qiaoban.conversation import Conversation, decode_lines, open_bytes, parse_conversation
+from qiaoban.conversation import Conversation, parse_conversation
 from qiaoban.curate.rules import ERRORS, Finding, Rule, choose_rules
 from qiaoban.errors import DataError
 from qiaoban.formats import detect, read_talks
@@ -47,13 +45,17 @@ class TalkFile:
     """Reads the talks of a file, counts them, and remembers whether a line was bad."""
 
     def __init__(self, file: str) -> None:
-        self._file = file
+        self._file, self._batch = file, Batch(file)
         self.count = 0
-        self.failed = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether a record was bad."""
+        return self._batch.failed
 
     def read(self) -> Iterator[Conversation]:
         """Every well-formed talk, whatever format the file has; a malformed one is reported with its number and skipped."""
-        for talk in self._own_format() if self._is_ours() else read_talks(self._file, on_bad=self._bad):
+        for talk in self._own_format() if self._is_ours() else read_talks(self._file, on_bad=self._batch.bad):
             self.count += 1
             yield talk
 
@@ -67,24 +69,7 @@ class TalkFile:
             return True
 
     def _own_format(self) -> Iterator[Conversation]:
-        for number, line in self._lines():
-            try:
-                if isinstance(line, DataError):
-                    raise line
-                yield parse_conversation(line, path=self._file, number=number)
-            except DataError as error:
-                self._bad(error)
-
-    def _bad(self, error: DataError) -> None:
-        show_error(error)
-        self.failed = True
-
-    def _lines(self) -> Iterator[tuple[int, str | DataError]]:
-        if self._file == "-":
-            yield from decode_lines(sys.stdin.buffer, "-")
-            return
-        with open_bytes(self._file) as file:
-            yield from decode_lines(file, self._file)
+        return self._batch.parsed(lambda line, number: parse_conversation(line, path=self._file, number=number))
 
 
 def _as_json(findings: Iterator[Finding], talks: TalkFile, rules: list[Rule]) -> bool:
