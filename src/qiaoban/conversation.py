@@ -17,7 +17,7 @@ from typing import Annotated, Any, BinaryIO, Literal, TypeVar, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from qiaoban.errors import DataError
-from qiaoban.files import write_atomically
+from qiaoban.files import write_lines
 
 Role = Literal["system", "user", "assistant"]
 Lang = Literal["zh", "en"]
@@ -300,11 +300,7 @@ def read_conversations(path: Path) -> Iterator[Conversation]:
 
 def write_conversations(path: Path, talks: Iterable[Conversation]) -> int:
     """Write a JSONL file atomically; returns how many talks it holds."""
-    count = 0
-    with write_atomically(path) as file:
-        for count, talk in enumerate(talks, start=1):  # noqa: B007 - the count outlives the loop
-            file.write(talk.to_json().encode() + b"\n")
-    return count
+    return write_lines(path, (talk.to_json() for talk in talks))
 
 
 def open_bytes(path: Path | str) -> BinaryIO:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qiaoban.conversation import AgeBand, Category, Emotion, Lang, Meta, Turn, decode_lines, open_bytes, parse_record
 from qiaoban.errors import DataError
-from qiaoban.files import write_atomically
+from qiaoban.files import write_lines
 
 Mode = Literal["script", "roleplay", "expand", "general", "repair", "branch"]
 Template = Literal["coach", "seed2023"]
@@ -115,8 +115,4 @@ def read_plan(path: Path) -> Iterator[Card]:
 
 def write_plan(path: Path, cards: Iterable[Card]) -> int:
     """Write a plan atomically; returns how many cards it holds."""
-    count = 0
-    with write_atomically(path) as file:
-        for count, card in enumerate(cards, start=1):  # noqa: B007 - the count outlives the loop
-            file.write(card.to_json().encode() + b"\n")
-    return count
+    return write_lines(path, (card.to_json() for card in cards))
