@@ -37,14 +37,12 @@ def test_what_only_resembles_it_is_not(rule: str, line: str) -> None:
 
 
 def _cases() -> Iterator[tuple[str, bool, str]]:
-    """Rule, whether it is broken, talk; `\\n`, `\\x07` and `\\u200b` are written out in the file."""
-    rule = ""
-    for row in Path(__file__).with_name("cases.txt").read_text("utf-8").splitlines():
-        line = row[2:].replace("\\n", "\n").replace("\\x07", "\x07").replace("\\u200b", "\u200b")
-        if row.startswith("= "):
-            rule = line
-        elif row.startswith(("+ ", "- ")):
-            yield rule, row[0] == "+", line
+    """Rule, whether it is broken, talk. A file a rule: `+` breaks it, `-` only resembles it; `\\n`, `\\x07`, `\\u200b` are written out."""
+    for path in sorted(Path(__file__).with_name("cases").glob("*.txt")):
+        for row in path.read_text("utf-8").splitlines():
+            line = row[2:].replace("\\n", "\n").replace("\\x07", "\x07").replace("\\u200b", "\u200b")
+            if row.startswith(("+ ", "- ")):
+                yield path.stem, row[0] == "+", line
 
 
 def test_many_ways_to_say_it() -> None:
