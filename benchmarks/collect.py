@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,15 @@ import openai
 
 from qiaoban.bank.catalogue import load_catalogue
 from qiaoban.collect.card import Card, write_plan
-from qiaoban.collect.client import Endpoint
-from qiaoban.collect.job import Job
-from qiaoban.collect.ledger import Ledger
 from qiaoban.collect.plan import PlanOptions, plan
 from qiaoban.collect.prompts import load_prompts
-from qiaoban.collect.run import Run, RunFolder
-from qiaoban.collect.throttle import Limits
+from qiaoban.collect.rollouts.studio import open_studio
+from qiaoban.collect.run import RunFolder, count_cards, open_cards, settle
+from qiaoban.teacher.client import Endpoint
+from qiaoban.teacher.job import Job
+from qiaoban.teacher.ledger import Ledger
+from qiaoban.teacher.throttle import Limits
+from qiaoban.teacher.work import Work
 
 _MODEL = "fake-teacher"
 _TOKENS, _TEMPERATURE = 3000, 0.9
@@ -84,9 +87,10 @@ async def ours(url: str, asked: list[Card], at_once: int) -> float:
         with Ledger(folder.ledger) as ledger:
             client = job.client()
             source = job.live(ledger, client)
-            run = Run(folder=folder, ledger=ledger, studio=job.studio(ledger, source, folder.topics), source=source)
+            studio = open_studio(job, ledger, source, folder.topics)
+            run = Work(ledger=ledger, source=source, settle=partial(settle, studio=studio), total=count_cards(folder.plan))
             began = time.perf_counter()
-            await run.work(workers=at_once * 5 // 4 + 1, watch=lambda _: None)
+            await run.run(open_cards(folder.plan, ledger), workers=at_once * 5 // 4 + 1, watch=lambda _: None)
             took = time.perf_counter() - began
             await client.close()
             if run.done != len(asked):

@@ -19,11 +19,12 @@ from typing import Any
 
 import click
 
-from qiaoban.collect.client import Endpoint
-from qiaoban.collect.job import Job
-from qiaoban.collect.ledger import Call, Ledger, Usage
+from qiaoban.collect.rollouts.studio import open_studio
 from qiaoban.collect.rounds import RoundSource, collect_in_rounds
 from qiaoban.collect.run import RunFolder, open_cards, write_results
+from qiaoban.teacher.client import Endpoint
+from qiaoban.teacher.job import Job
+from qiaoban.teacher.ledger import Call, Ledger, Usage
 
 Rows = Iterable[Mapping[str, Any]]
 AnswerAll = Callable[[list[dict[str, Any]]], Rows]
@@ -67,7 +68,7 @@ async def collect(folder: RunFolder, model: str, answer_all: AnswerAll) -> dict[
 
         await collect_in_rounds(
             lambda: open_cards(folder.plan, ledger),
-            job.studio(ledger, source, folder.topics),
+            open_studio(job, ledger, source, folder.topics),
             source,
             post,
             on_round=lambda missing: click.echo(f"{missing} answers are missing", err=True),

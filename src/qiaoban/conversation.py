@@ -292,10 +292,15 @@ def parse_record(kind: type[Model], line: str, *, path: Path | str | None = None
 def read_conversations(path: Path) -> Iterator[Conversation]:
     """Stream a JSONL file in UTF-8 (a BOM is accepted, blank lines are skipped). `DataError` at the first bad line."""
     with open_bytes(path) as file:
-        for number, line in decode_lines(file, path):
-            if isinstance(line, DataError):
-                raise line
+        for number, line in whole_lines(file, path):
             yield parse_conversation(line, path=path, number=number)
+
+
+def read_records(path: Path, kind: type[Model]) -> Iterator[Model]:
+    """Stream a JSONL file of `kind`. `DataError` at the first bad line."""
+    with open_bytes(path) as file:
+        for number, line in whole_lines(file, path):
+            yield parse_record(kind, line, path=path, number=number)
 
 
 def write_conversations(path: Path, talks: Iterable[Conversation]) -> int:
@@ -309,6 +314,14 @@ def open_bytes(path: Path | str) -> BinaryIO:
         return Path(path).open("rb")
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", path=path) from None
+
+
+def whole_lines(file: Iterable[bytes], path: Path | str) -> Iterator[tuple[int, str]]:
+    """As `decode_lines`; a line that is not UTF-8 is raised."""
+    for number, line in decode_lines(file, path):
+        if isinstance(line, DataError):
+            raise line
+        yield number, line
 
 
 def decode_lines(file: Iterable[bytes], path: Path | str) -> Iterator[tuple[int, str | DataError]]:
@@ -359,3 +372,13 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 def _shorten(value: Any, limit: int = 60) -> str:
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def language(talk: Conversation) -> Lang:
+    """The talk's language as labelled, else Chinese if there is any Han character in it."""
+    return talk.meta.lang or language_of("".join(turn.content for turn in talk.turns))
+
+
+def language_of(text: str) -> Lang:
+    """Chinese if there is any Han character in the text, else English."""
+    return "zh" if any("\u3400" <= char <= "\u9fff" for char in text) else "en"

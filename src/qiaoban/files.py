@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 @contextmanager
@@ -35,6 +36,12 @@ def write_lines(path: Path, lines: Iterable[str]) -> int:
             file.write(line.encode() + b"\n")
             count += 1
     return count
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON document atomically, indented, for people to read too."""
+    with write_atomically(path) as file:
+        file.write(json.dumps(value, ensure_ascii=False, indent=2).encode() + b"\n")
 
 
 def sync_folder(folder: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from qiaoban.collect.client import Client, Endpoint
-from qiaoban.collect.ledger import Call, Ledger
-from qiaoban.collect.teacher import LiveSource
-from qiaoban.collect.throttle import Limits, Throttle
+from qiaoban.teacher.ask import LiveSource
+from qiaoban.teacher.client import Client, Endpoint
+from qiaoban.teacher.ledger import Call, Ledger
+from qiaoban.teacher.throttle import Limits, Throttle
 
 from .ask_fake import CHILD_ZH, teacher
 

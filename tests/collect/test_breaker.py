@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from qiaoban.collect.breaker import Breaker
+from qiaoban.teacher.breaker import Breaker
 
 
 def fail(breaker: Breaker, *keys: str) -> list[float]:

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from qiaoban.collect.budget import Budget, BudgetSpentError, Price
-from qiaoban.collect.ledger import Totals, Usage
+from qiaoban.teacher.budget import Budget, BudgetSpentError, Price
+from qiaoban.teacher.ledger import Totals, Usage
 
 
 def totals(usage: Usage, doubtful_tokens: int = 0) -> Totals:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from qiaoban.collect.client import CallError, Client, Endpoint, Fault, Reply
-from qiaoban.collect.ledger import Usage
 from qiaoban.errors import QiaobanError
+from qiaoban.teacher.client import CallError, Client, Endpoint, Fault, Reply
+from qiaoban.teacher.ledger import Usage
 
 from .ask_fake import CHILD_ZH
 from .conftest import KEY, Answer, Asked, completion, error, fake, http, says, wire

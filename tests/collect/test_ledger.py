@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from qiaoban.collect.ledger import Call, Ledger, Usage, passes
 from qiaoban.errors import DataError
+from qiaoban.teacher.ledger import Call, Ledger, Usage, passes
 
 from .conftest import call_for
 
@@ -352,7 +352,7 @@ def test_other_errors_are_not_a_full_disk(ledger: Ledger) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from qiaoban.collect.ledger import Call, Ledger, Usage
+from qiaoban.teacher.ledger import Call, Ledger, Usage
 with Ledger(Path(sys.argv[1])) as ledger:
     print("recovered", ledger.recover(), flush=True)
     for n in range(int(sys.argv[2]), 10**9):

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from qiaoban.collect.breaker import Breaker
-from qiaoban.collect.budget import Budget, BudgetSpentError
-from qiaoban.collect.client import Fault
-from qiaoban.collect.ledger import Call, Ledger, Usage
-from qiaoban.collect.reading import content_of
-from qiaoban.collect.run import InterruptedRunError
-from qiaoban.collect.teacher import CardFailedError, CardPutOffError, LiveSource
-from qiaoban.collect.throttle import ClosedError
 from qiaoban.errors import DataError, EngineError, QiaobanError
+from qiaoban.teacher.answers import content_of
+from qiaoban.teacher.ask import CardFailedError, CardPutOffError, LiveSource
+from qiaoban.teacher.breaker import Breaker
+from qiaoban.teacher.budget import Budget, BudgetSpentError
+from qiaoban.teacher.client import Fault
+from qiaoban.teacher.ledger import Call, Ledger, Usage
+from qiaoban.teacher.throttle import ClosedError
+from qiaoban.teacher.work import InterruptedRunError
 
 from .ask_fake import logged
 from .conftest import KEY, Asked, ask_all, call_for, calls, completion, error, fake, http, live, until, wire

@@ -12,18 +12,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qiaoban.collect.reading import (
-    BadReplyError,
-    acts_of,
-    content_of,
-    json_of,
-    lines_of,
-    outlines_of,
-    script_of,
-    spoken,
-    tagged,
-)
+from qiaoban.collect.reading import acts_of, lines_of, outlines_of, script_of, spoken, tagged
 from qiaoban.conversation import Act, Turn
+from qiaoban.teacher.answers import BadReplyError, content_of, json_of
 
 CHILD = ["孩子", "小朋友", "Child"]
 COMPANION = ["七巧板", "智能助手", "助手", "陪伴者", "Qiaoban", "Assistant", "Companion"]

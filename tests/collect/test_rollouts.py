@@ -15,13 +15,13 @@ import pytest
 
 from qiaoban.bank.catalogue import load_catalogue
 from qiaoban.collect.card import Card, Child, Given, Hit
-from qiaoban.collect.ledger import Call, Ledger, Usage
 from qiaoban.collect.prompts import load_prompts
 from qiaoban.collect.rollouts import ROLLOUTS
 from qiaoban.collect.rollouts.studio import Studio
-from qiaoban.collect.teacher import CardFailedError, Teacher
 from qiaoban.conversation import Act, AgeBand, Category, Conversation, Emotion, Lang, Meta, Turn, parse_conversation
 from qiaoban.errors import DataError
+from qiaoban.teacher.ask import CardFailedError, Teacher
+from qiaoban.teacher.ledger import Call, Ledger, Usage
 
 LANGS: tuple[Lang, ...] = ("zh", "en")
 GIRL = Child(

@@ -12,11 +12,11 @@ import pytest
 from qiaoban.bank.catalogue import load_catalogue
 from qiaoban.collect.card import write_plan
 from qiaoban.collect.fake_words import say
-from qiaoban.collect.ledger import Ledger
 from qiaoban.collect.plan import PlanOptions, plan
 from qiaoban.collect.run import RunFolder
 from qiaoban.conversation import read_conversations
 from qiaoban.errors import EngineError
+from qiaoban.teacher.ledger import Ledger
 
 RECIPE = Path(__file__).parents[2] / "examples" / "collect_vllm" / "collect_vllm.py"
 Answer = Callable[[list[dict[str, Any]]], Any]

@@ -205,7 +205,7 @@ class TestWrongInput:
         assert collect(tmp_path, teacher) == 1
         (tmp_path / "plan.jsonl").write_text("\n".join([lines[0], *lines]), "utf-8")
         assert collect(tmp_path, teacher) == 1
-        assert "two cards are called" in capsys.readouterr().err
+        assert "two records are called" in capsys.readouterr().err
 
     def test_a_typo_in_ones_own_topics(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         topics = tmp_path / "own.toml"

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from qiaoban.collect.client import Fault
-from qiaoban.collect.ledger import Ledger
-from qiaoban.collect.reading import BadReplyError, content_of, script_of
-from qiaoban.collect.teacher import Ask, CardFailedError, LiveSource, Teacher
+from qiaoban.collect.reading import script_of
 from qiaoban.conversation import Turn
+from qiaoban.teacher.answers import BadReplyError, content_of
+from qiaoban.teacher.ask import Ask, CardFailedError, LiveSource, Teacher
+from qiaoban.teacher.client import Fault
+from qiaoban.teacher.ledger import Ledger
 
 from .ask_fake import CHILD_ZH, SCRIPT_ZH, logged
 from .conftest import Asked, ask_all, call_for, calls, completion, error, fake, http, live, wire

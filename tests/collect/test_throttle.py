@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qiaoban.collect.throttle import ClosedError, Limits, Permit, Throttle
+from qiaoban.teacher.throttle import ClosedError, Limits, Permit, Throttle
 
 
 async def held(throttle: Throttle, count: int) -> list[Permit]:

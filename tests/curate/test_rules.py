@@ -37,7 +37,7 @@ def test_what_only_resembles_it_is_not(rule: str, line: str) -> None:
 
 
 def _cases() -> Iterator[tuple[str, bool, str]]:
-    """Rule, whether it is broken, talk. A file a rule: `+` breaks it, `-` only resembles it; `\\n`, `\\x07`, `\\u200b` are written out."""
+    """Rule, whether it is broken, talk. `+` breaks it, `-` only resembles it; `\\n` and the like are written out."""
     for path in sorted(Path(__file__).with_name("cases").glob("*.txt")):
         for row in path.read_text("utf-8").splitlines():
             line = row[2:].replace("\\n", "\n").replace("\\x07", "\x07").replace("\\u200b", "\u200b")

@@ -21,6 +21,7 @@ _COMMANDS = {
     "curate": ("qiaoban.cli.curate", "Leave out what is not fit to learn from."),
     "data": ("qiaoban.cli.data", "Check, convert, show and count data sets."),
     "doctor": ("qiaoban.cli.doctor", "Say what is installed, what is missing and how to get it."),
+    "judge": ("qiaoban.cli.judge", "Have a strong model judge talks, or compare two systems."),
     "mix": ("qiaoban.cli.mix", "Put several sources into one training set."),
     "models": ("qiaoban.cli.models", "List, pull and verify models."),
     "safety": ("qiaoban.cli.safety", "See what the guard makes of a message."),

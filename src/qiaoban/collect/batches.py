@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 import openai
 from openai.types import Batch
 
-from qiaoban.collect.budget import Budget
-from qiaoban.collect.client import Client, bill
-from qiaoban.collect.ledger import Call, Ledger, Usage
 from qiaoban.errors import EngineError
+from qiaoban.teacher.budget import Budget
+from qiaoban.teacher.client import Client, bill
+from qiaoban.teacher.ledger import Call, Ledger, Usage
 
 _LARGEST_FILE = 90_000_000  # bytes; OpenAI takes 200 MB, others 100
 _MOST_REQUESTS = 50_000

@@ -14,8 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from qiaoban.conversation import AgeBand, Category, Emotion, Lang, Meta, Turn, decode_lines, open_bytes, parse_record
-from qiaoban.errors import DataError
+from qiaoban.conversation import AgeBand, Category, Emotion, Lang, Meta, Turn, read_records
 from qiaoban.files import write_lines
 
 Mode = Literal["script", "roleplay", "expand", "general", "repair", "branch"]
@@ -106,11 +105,7 @@ class Card(_Strict):
 
 def read_plan(path: Path) -> Iterator[Card]:
     """Stream the cards of a plan. `DataError` names path:line, the key and its value."""
-    with open_bytes(path) as file:
-        for number, line in decode_lines(file, path):
-            if isinstance(line, DataError):
-                raise line
-            yield parse_record(Card, line, path=path, number=number)
+    return read_records(path, Card)
 
 
 def write_plan(path: Path, cards: Iterable[Card]) -> int:

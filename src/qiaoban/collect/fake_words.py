@@ -1,8 +1,8 @@
 """What the fake teacher says: harmless made-up lines in the form that a prompt asks for.
 
 Everything is drawn from a hash of the request's messages, so the same messages get the same words, whatever was asked before.
-A form is told by marks that the prompts of `qiaoban.collect` contain: the key names `"outlines"` and `"turns"` for JSON, the
-list `[ACCEPT` for a tagged line, `孩子：` or `Child:` for a plain script; any other prompt gets one line of a child.
+A form is told by marks that the prompts contain: the key names `"outlines"`, `"turns"`, `"judgements"` and `"comparisons"` for
+JSON, the list `[ACCEPT` for a tagged line, `孩子：` or `Child:` for a plain script; any other prompt gets one line of a child.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from hashlib import blake2b
 from importlib.resources import files
 from typing import Any, Literal
 
+from qiaoban.collect.fake_judge import comparisons, judgements
 from qiaoban.conversation import Lang
 
 _LENGTH = re.compile(r"(\d{2,4}) (?:到|to) \d{2,4} (?:个字|words)")
 _UNIT = re.compile(r"[\u4e00-\u9fff]|[A-Za-z']+")
-Form = Literal["outlines", "turns", "tagged", "lines", "child"]
+Form = Literal["judgements", "comparisons", "outlines", "turns", "tagged", "lines", "child"]
+_JSON: tuple[Form, ...] = ("judgements", "comparisons", "outlines", "turns")  # by their keys
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Said:
     @property
     def is_json(self) -> bool:
         """Whether the text is a JSON object."""
-        return self.form in {"outlines", "turns"}
+        return self.form in _JSON
 
     def misspoken(self, fault: str) -> str | None:
         """The text as `fault` spoils it; None where the fault has nothing to spoil in this form."""
@@ -85,6 +87,10 @@ def say(messages: Sequence[Mapping[str, Any]], response_format: object = None) -
     draw, words = _Draw(int.from_bytes(digest)), _words()[lang]
     turns_before = sum(message.get("role") == "assistant" for message in messages)
     match form:
+        case "judgements":
+            text = json.dumps({form: judgements(prompt, draw.below)}, ensure_ascii=False)
+        case "comparisons":
+            text = json.dumps({form: comparisons(prompt, draw.below)}, ensure_ascii=False)
         case "outlines":
             text = json.dumps({"outlines": _outlines(words, draw)}, ensure_ascii=False)
         case "turns":
@@ -149,10 +155,9 @@ def _language(texts: Sequence[str]) -> Lang:
 
 
 def _form(prompt: str) -> Form:
-    if '"outlines"' in prompt:
-        return "outlines"
-    if '"turns"' in prompt:
-        return "turns"
+    for form in _JSON:
+        if f'"{form}":' in prompt:
+            return form
     if "[ACCEPT" in prompt:
         return "tagged"
     return "lines" if "孩子：" in prompt or "Child:" in prompt else "child"

@@ -1,18 +1,16 @@
-"""What a teacher's answer says, or why it cannot be used. Nothing is guessed: what cannot be read is asked for again."""
+"""The outlines, dialogues and turns in a teacher's answers. Nothing is guessed: what cannot be read is asked for again."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from qiaoban.conversation import Act, Turn, explain
+from qiaoban.conversation import Act, Turn
+from qiaoban.teacher.answers import BadReplyError, json_of, validated
 
-_THINKING = re.compile(r"\A.*?</think>|\A\s*<think>.*\Z", re.DOTALL)
-_FENCE = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
 _TAGS = re.compile(r"\A\s*[\[［【]([A-Za-z,，、|/\s]*)[\]］】]\s*(.*)\Z", re.DOTALL)
 Speaker = Literal["child", "companion"]
 _SPEAKERS: Mapping[Speaker, tuple[str, ...]] = {
@@ -22,54 +20,9 @@ _SPEAKERS: Mapping[Speaker, tuple[str, ...]] = {
 _ROLE_OF = {name: role for role, names in _SPEAKERS.items() for name in names}
 _LINE = re.compile(r"\A\s*[*_]*(?P<who>[^\s:：*_]{1,12})[*_]*\s*[:：][*_]*\s*(?P<text>.*)\Z", re.DOTALL)
 _LEAK = re.compile(rf"(?:^|\n)\s*[*_]*(?:{'|'.join(_ROLE_OF)})[*_]*\s*[:：]", re.IGNORECASE)
-_WHOLE = ("stop", "eos", "end_turn", None)  # ways to end that are an end
 _NOTES = re.compile(r"【(?:导演|只给你看)】|\[(?:Director|For you only)\]", re.IGNORECASE)
 _WORD = re.compile(r"\w")
 _QUOTES = (("“", "”"), ('"', '"'), ("「", "」"))
-Model = TypeVar("Model", bound=BaseModel)
-
-
-class BadReplyError(Exception):
-    """An answer was paid for and cannot be used. `fault` is one word to count by; the message says what was wrong."""
-
-    def __init__(self, fault: str, message: str) -> None:
-        super().__init__(message)
-        self.fault = fault
-
-
-def content_of(raw: str) -> str:
-    """The words of a chat completion without a thinking part. Raises `BadReplyError` for a cut, filtered or empty one."""
-    try:
-        choice = json.loads(raw)["choices"][0]
-        message, finish = choice["message"], choice.get("finish_reason")
-        content, refusal = message.get("content"), message.get("refusal")
-    except (LookupError, TypeError, AttributeError):
-        raise BadReplyError("empty", "there was no message in it") from None
-    if finish == "length":
-        raise BadReplyError("length", "it was cut off at the longest length")
-    if finish == "content_filter" or refusal:
-        raise BadReplyError("content_filter", "it was filtered or refused")
-    if finish not in _WHOLE:
-        raise BadReplyError("cut_off", f"it ended with {finish!r}")
-    if isinstance(content, list):  # content parts, of which some models make thinking one
-        content = "".join(
-            str(part.get("text", "")) for part in content if isinstance(part, dict) and part.get("type") == "text"
-        )
-    text = _THINKING.sub("", str(content or "")).strip()
-    if not text:
-        raise BadReplyError("empty", "it was empty")
-    return _whole(text)
-
-
-def json_of(text: str) -> Any:
-    """The JSON in an answer, also where it stands in a fenced block or between sentences."""
-    fenced = _FENCE.search(text)
-    inner = fenced[1] if fenced else text
-    start, end = inner.find("{"), inner.rfind("}")
-    try:
-        return json.loads(inner[start : end + 1]) if 0 <= start < end else json.loads(inner)
-    except (ValueError, RecursionError) as error:
-        raise BadReplyError("bad_json", f"it was not JSON ({error})") from None
 
 
 class _Strict(BaseModel):
@@ -104,12 +57,12 @@ class _Script(_Strict):
 
 def outlines_of(text: str) -> tuple[Outline, ...]:
     """The outlines in an answer."""
-    return _validated(_Outlines, json_of(text)).outlines
+    return validated(_Outlines, json_of(text)).outlines
 
 
 def script_of(text: str) -> tuple[Turn, ...]:
     """The turns of a dialogue in JSON."""
-    lines = _validated(_Script, json_of(text)).turns
+    lines = validated(_Script, json_of(text)).turns
     return dialogue([Turn(role=_role(line.s), content=line.t.strip(), distress=line.d, acts=acts_of(line.a)) for line in lines])
 
 
@@ -188,15 +141,6 @@ def _unquoted(text: str) -> str:
     return text
 
 
-def _whole(text: str) -> str:
-    """Half of a surrogate pair can neither be kept nor sent to anybody."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise BadReplyError("half_a_character", "it had half of a character in it") from None
-    return text
-
-
 def check_words(text: str, speaker: Speaker) -> None:
     """`BadReplyError` where a turn is empty, or goes on to speak for the other. Only a child says "……"."""
     if not text.strip() or (speaker == "companion" and not _WORD.search(text)):
@@ -220,11 +164,3 @@ def _role(speaker: str) -> Any:
     if role is None:
         raise BadReplyError("unknown_speaker", f"{speaker!r} is neither the child nor the companion")
     return "user" if role == "child" else "assistant"
-
-
-def _validated(kind: type[Model], value: Any) -> Model:
-    _whole(json.dumps(value, ensure_ascii=False))
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        raise BadReplyError("wrong_json", explain(error, kind)) from None

@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from qiaoban.collect.card import Card
-from qiaoban.collect.ledger import Call, Ledger
 from qiaoban.collect.rollouts import ROLLOUTS
 from qiaoban.collect.rollouts.studio import Studio
-from qiaoban.collect.teacher import CardFailedError
 from qiaoban.errors import EngineError
+from qiaoban.teacher.ask import CardFailedError
+from qiaoban.teacher.ledger import Call, Ledger
 
 Post = Callable[[Mapping[str, Call]], Awaitable[None]]
 _SENDS = 3  # of one call, before its card fails

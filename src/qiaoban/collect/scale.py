@@ -19,17 +19,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qiaoban.collect.budget import BudgetSpentError
 from qiaoban.collect.card import Card
-from qiaoban.collect.job import Job
-from qiaoban.collect.ledger import Ledger
-from qiaoban.collect.rollouts import ROLLOUTS
-from qiaoban.collect.rollouts.studio import Studio
-from qiaoban.collect.run import RunFolder, Watcher, count_cards, open_cards
-from qiaoban.collect.teacher import CardFailedError, CardPutOffError
-from qiaoban.collect.throttle import ClosedError
+from qiaoban.collect.rollouts.studio import Studio, open_studio
+from qiaoban.collect.run import RunFolder, count_cards, open_cards, settle
 from qiaoban.conversation import parse_record
 from qiaoban.errors import EngineError, QiaobanError, UsageError
+from qiaoban.teacher.ask import CardFailedError, CardPutOffError
+from qiaoban.teacher.budget import BudgetSpentError
+from qiaoban.teacher.job import Job
+from qiaoban.teacher.ledger import Ledger
+from qiaoban.teacher.throttle import ClosedError
+from qiaoban.teacher.work import Watcher
 
 _ROUNDS = 4  # times as many cards as a worker has requests on their way: each batch waits for its slowest
 _BEAT = 2.0  # seconds
@@ -176,7 +176,7 @@ class _Worker:
         client = self._job.client()
         source = self._job.live(self._ledger, client)
         source.budget.carry_over(self._ledger.totals())
-        studio = self._job.studio(self._ledger, source, self._folder.topics)
+        studio = open_studio(self._job, self._ledger, source, self._folder.topics)
         gate = asyncio.Semaphore(self._job.limits.concurrency)
 
         async def one(card: Card) -> dict[str, str]:
@@ -194,7 +194,7 @@ class _Worker:
 
     async def _outcome(self, card: Card, studio: Studio) -> dict[str, str]:
         try:
-            talk = await ROLLOUTS[card.mode](card, studio)
+            record = await settle(card, studio)
         except CardFailedError as error:
             return {"reason": str(error)}
         except CardPutOffError:
@@ -203,4 +203,4 @@ class _Worker:
             return {"stopped": "stopped"}
         except QiaobanError as error:
             return {"stopped": error.message}
-        return {"record": talk.to_json()}
+        return {"record": record}

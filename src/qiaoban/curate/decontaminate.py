@@ -17,10 +17,10 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from qiaoban.conversation import Conversation, Lang, decode_lines, open_bytes, parse_record
+from qiaoban.conversation import Conversation, Lang, decode_lines, language, language_of, open_bytes, parse_record
 from qiaoban.curate.dedup import blocks, companion_turns, dialogue_text
 from qiaoban.curate.near import BLOCK, Folded, NearIndex, fold
-from qiaoban.curate.stage import Dropped, Outcome, language, language_of
+from qiaoban.curate.stage import Dropped, Outcome
 from qiaoban.errors import DataError
 from qiaoban.files import write_atomically
 

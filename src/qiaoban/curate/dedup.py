@@ -16,9 +16,9 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from qiaoban.conversation import Conversation, Lang
+from qiaoban.conversation import Conversation, Lang, language
 from qiaoban.curate.near import BLOCK, Folded, NearIndex, fold
-from qiaoban.curate.stage import Dropped, Outcome, language
+from qiaoban.curate.stage import Dropped, Outcome
 from qiaoban.errors import UsageError
 
 Vectors = NDArray[np.float32]

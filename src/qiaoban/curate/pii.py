@@ -16,9 +16,9 @@ from functools import cache
 from typing import Any
 
 from qiaoban.bank import read_table
-from qiaoban.conversation import Conversation, Lang
+from qiaoban.conversation import Conversation, Lang, language
 from qiaoban.curate.pii_checks import CHECKS, Check, Span, Words
-from qiaoban.curate.stage import Dropped, Outcome, language
+from qiaoban.curate.stage import Dropped, Outcome
 
 _INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\u00ad\ufe0f\u20e3]")
 _WIDE_MARKS = str.maketrans("＠．－＋＿：／＝＃", "@.-+_:/=#")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from qiaoban.conversation import Conversation, Lang
+from qiaoban.conversation import Conversation
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,3 @@ def kept(outcomes: Iterable[Outcome], dropped: list[Dropped]) -> Iterator[Conver
             dropped.append(each)
         else:
             yield each
-
-
-def language(talk: Conversation) -> Lang:
-    """The talk's language as labelled, else Chinese if there is any Han character in it."""
-    return talk.meta.lang or language_of("".join(turn.content for turn in talk.turns))
-
-
-def language_of(text: str) -> Lang:
-    """Chinese if there is any Han character in the text, else English."""
-    return "zh" if any("\u3400" <= char <= "\u9fff" for char in text) else "en"

@@ -7,10 +7,11 @@ thing only (DecoupledESC: entangled pairs teach ambiguously).
 from __future__ import annotations
 
 from qiaoban.collect.card import Card
-from qiaoban.collect.reading import BadReplyError, tagged
+from qiaoban.collect.reading import tagged
 from qiaoban.collect.rollouts.studio import Studio, system, user
 from qiaoban.conversation import Conversation, Turn
 from qiaoban.errors import DataError
+from qiaoban.teacher.answers import BadReplyError
 
 _TOKENS = 300
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 from qiaoban.collect.card import Card
-from qiaoban.collect.reading import BadReplyError, spoken, tagged
+from qiaoban.collect.reading import spoken, tagged
 from qiaoban.collect.rollouts.studio import Studio, system, user
 from qiaoban.conversation import Conversation, Turn
 from qiaoban.errors import DataError
+from qiaoban.teacher.answers import BadReplyError
 
 _TOKENS = 300
 

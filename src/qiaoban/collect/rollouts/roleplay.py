@@ -14,7 +14,7 @@ from random import Random
 from qiaoban.collect.card import Card
 from qiaoban.collect.controller import Controller
 from qiaoban.collect.prompts import Prompts, band_words
-from qiaoban.collect.reading import BadReplyError, Outline, outlines_of, spoken, tagged
+from qiaoban.collect.reading import Outline, outlines_of, spoken, tagged
 from qiaoban.collect.rollouts.studio import Studio, assistant, system, user
 from qiaoban.conversation import Act, Conversation, Emotion, Lang, Turn
 from qiaoban.safety.output import load_output_guard
@@ -22,6 +22,7 @@ from qiaoban.safety.policy import default_classifier
 from qiaoban.safety.respond import load_hotlines
 from qiaoban.safety.sentences import split_sentences
 from qiaoban.safety.signals import CONTEXT_TURNS, ChildMessage, RuleClassifier, Severity
+from qiaoban.teacher.answers import BadReplyError
 
 _OUTLINES = 5
 _HOME: dict[Lang, str] = {"zh": "CN", "en": "*"}

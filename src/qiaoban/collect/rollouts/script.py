@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 
 from qiaoban.collect.card import Card
-from qiaoban.collect.reading import BadReplyError, lines_of, script_of
+from qiaoban.collect.reading import lines_of, script_of
 from qiaoban.collect.rollouts.studio import Studio, system, user
 from qiaoban.conversation import Conversation, Turn
+from qiaoban.teacher.answers import BadReplyError
 
 _TOKENS = 3000
 _SHORTEST = 0.5  # of the length asked for: under it the answer is a fragment

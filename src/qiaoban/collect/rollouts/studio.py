@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypeVar
+from pathlib import Path
+from typing import TypeVar, get_args
 
 from qiaoban.collect.card import Card
+from qiaoban.collect.plan import read_topics
 from qiaoban.collect.prompts import Prompts
-from qiaoban.collect.teacher import Ask, Teacher
 from qiaoban.conversation import Conversation, Lang, Meta, Provenance, Turn
+from qiaoban.teacher.ask import Ask, Source, Teacher
+from qiaoban.teacher.job import Job
+from qiaoban.teacher.ledger import Ledger
 
 T = TypeVar("T")
 _TEMPERATURE = 0.9  # variety is wanted; curation removes what went wrong
@@ -67,6 +71,13 @@ class Studio:
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         return Conversation(id=card.id, turns=tuple(turns), meta=meta, provenance=provenance)
+
+
+def open_studio(job: Job, ledger: Ledger, source: Source, topics: Path) -> Studio:
+    """The teacher of `job` with its prompts, and the user's own topics where the folder `topics` has some."""
+    extra = [read_topics(path) for path in sorted(topics.glob("*.toml"))]
+    prompts = {lang: Prompts(lang, extra) for lang in get_args(Lang)}
+    return Studio(teacher=job.teacher(ledger, source), prompts=prompts, licence=job.licence)
 
 
 def system(text: str) -> Turn:

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
 
-from qiaoban.collect.client import CallError, Fault, Reply
-from qiaoban.collect.ledger import Usage
 from qiaoban.conversation import Turn
 from qiaoban.engine.protocol import Engine, Options
 from qiaoban.engine.protocol import Usage as EngineUsage
 from qiaoban.errors import EngineError
 from qiaoban.models.registry import Sampling
+from qiaoban.teacher.client import CallError, Fault, Reply
+from qiaoban.teacher.ledger import Usage
 
 
 class EngineClient:

@@ -18,8 +18,8 @@ from typing import Any
 import httpx2
 import openai
 
-from qiaoban.collect.ledger import Usage
 from qiaoban.errors import EngineError
+from qiaoban.teacher.ledger import Usage
 
 _CONNECT = 10.0  # seconds
 _POOL = 16  # connections

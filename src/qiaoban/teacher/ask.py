@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
-from qiaoban.collect.breaker import Breaker
-from qiaoban.collect.budget import Budget, BudgetSpentError
-from qiaoban.collect.client import CallError, Fault, Reply
-from qiaoban.collect.ledger import Call, Ledger, Usage, passes
-from qiaoban.collect.reading import BadReplyError, content_of
-from qiaoban.collect.throttle import ClosedError, Permit, Throttle
 from qiaoban.conversation import Turn
 from qiaoban.errors import DataError, EngineError, QiaobanError
+from qiaoban.teacher.answers import BadReplyError, content_of
+from qiaoban.teacher.breaker import Breaker
+from qiaoban.teacher.budget import Budget, BudgetSpentError
+from qiaoban.teacher.client import CallError, Fault, Reply
+from qiaoban.teacher.ledger import Call, Ledger, Usage, passes
+from qiaoban.teacher.throttle import ClosedError, Permit, Throttle
 
 T = TypeVar("T")
 JsonMode = Literal["object", "none"]
@@ -52,7 +52,7 @@ class Source(Protocol):
 
 
 class Asking(Protocol):
-    """One endpoint: `qiaoban.collect.client.Client`, or an engine on this machine."""
+    """One endpoint: `qiaoban.teacher.client.Client`, or an engine on this machine."""
 
     async def ask(self, body: Mapping[str, Any], key: str) -> Reply:
         """Send one chat completion under an Idempotency-Key. Raises `CallError`."""

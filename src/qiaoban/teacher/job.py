@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from qiaoban.collect.budget import Budget, Price
-from qiaoban.collect.client import Client, Endpoint
-from qiaoban.collect.ledger import Ledger
-from qiaoban.collect.plan import read_topics
-from qiaoban.collect.prompts import Prompts
-from qiaoban.collect.rollouts.studio import Studio
-from qiaoban.collect.teacher import Asking, JsonMode, LiveSource, Source, Teacher
-from qiaoban.collect.throttle import Limits, Throttle
-from qiaoban.conversation import Lang
+from qiaoban.teacher.ask import Asking, JsonMode, LiveSource, Source, Teacher
+from qiaoban.teacher.budget import Budget, Price
+from qiaoban.teacher.client import Client, Endpoint
+from qiaoban.teacher.ledger import Ledger
+from qiaoban.teacher.throttle import Limits, Throttle
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Which teacher, how fast, how dear. Budgets are in tokens and in the currency of `price`."""
+    """Which teacher or judge, how fast, how dear. Budgets are in tokens and in the currency of `price`."""
 
     endpoint: Endpoint
     limits: Limits = field(default_factory=Limits)
@@ -44,10 +39,9 @@ class Job:
         """A source that sends requests now."""
         return LiveSource(ledger=ledger, client=client, throttle=Throttle(self.limits), budget=self.budget())
 
-    def studio(self, ledger: Ledger, source: Source, topics: Path) -> Studio:
-        """Teacher and prompts, with the user's own topics where the folder `topics` has some."""
-        extra = [read_topics(path) for path in sorted(topics.glob("*.toml"))]
-        teacher = Teacher(
+    def teacher(self, ledger: Ledger, source: Source) -> Teacher:
+        """Who asks, over a source of answers."""
+        return Teacher(
             source=source,
             ledger=ledger,
             model=self.endpoint.model,
@@ -55,7 +49,6 @@ class Job:
             json_mode=self.json_mode,
             extra_body=self.extra_body,
         )
-        return Studio(teacher=teacher, prompts={lang: Prompts(lang, extra) for lang in get_args(Lang)}, licence=self.licence)
 
     def share(self, workers: int) -> Job:
         """The part of limits and budget that one of several workers gets."""

@@ -216,6 +216,16 @@ class Ledger:
         """Cards that failed, with the reason."""
         yield from self._db.execute("SELECT id, reason FROM cards WHERE state='failed' ORDER BY id")
 
+    def failure(self, card: str) -> str | None:
+        """Why a card failed, if it did."""
+        row = self._db.execute("SELECT reason FROM cards WHERE id=? AND state='failed'", (card,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def kinds(self, separator: str) -> list[str]:
+        """What stands before the first `separator` in the ids of settled cards, each once, in order."""
+        rows = self._db.execute("SELECT DISTINCT substr(id, 1, instr(id, ?) - 1) FROM cards ORDER BY 1", (separator,))
+        return [str(row[0]) for row in rows]
+
     def retry_failed(self) -> int:
         """Open failed cards again, with another round of tries beyond those that are stored; returns how many."""
         with self._db:

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from qiaoban.collect.ledger import Totals, Usage
 from qiaoban.errors import PolicyError
+from qiaoban.teacher.ledger import Totals, Usage
 
 
 @dataclass(frozen=True)
