@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qiaoban.cli.main import run as qiaoban
 from qiaoban.conversation import Conversation, Meta, Provenance, Turn, read_conversations, write_conversations
 from qiaoban.errors import DataError, UsageError
 from qiaoban.mix import PRESETS, Kind, MixOptions, MixSource, mix
@@ -139,6 +140,15 @@ def test_a_kind_without_a_source_and_an_empty_source_are_named(tmp_path: Path) -
     empty.touch()
     with pytest.raises(DataError, match="no talk"):
         run(tmp_path, MixOptions(sources=(*three(tmp_path), MixSource(name="e", kind="general", path=empty))))
+
+
+def test_the_command_gives_the_part_of_a_missing_kind_to_the_other(tmp_path: Path) -> None:
+    companion, general, _ = three(tmp_path)
+    given = ["--companion", str(companion.path), "--general", str(general.path), "--preset", "companion-30"]
+    assert qiaoban(["mix", str(tmp_path / "out"), *given]) == 0
+    manifest = json.loads((tmp_path / "out" / "mix.json").read_text("utf-8"))
+    assert manifest["shares"] == {"companion": 0.3, "general": 0.7, "instruction": 0.0}
+    assert qiaoban(["mix", str(tmp_path / "none"), "--companion", str(companion.path)]) == 2
 
 
 def test_the_manifest_says_what_went_in(tmp_path: Path) -> None:

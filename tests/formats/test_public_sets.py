@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from qiaoban.conversation import Conversation
+from qiaoban.cli.main import run as qiaoban
+from qiaoban.conversation import Conversation, write_conversations
+from qiaoban.curate.pipeline import CurateOptions, curate
 from qiaoban.formats import detect, read_talks, write_talks
 from qiaoban.formats.record import SHORTER
 from tests.formats.talks import PUBLIC, TALK_FORMATS, file_name
@@ -68,3 +72,21 @@ def test_all_of_cpsycoun_is_read() -> None:
 @pytest.mark.parametrize("form", TALK_FORMATS)
 def test_cpsycoun_goes_into_every_format_and_back(form: str, tmp_path: Path) -> None:
     there_and_back([talk for place, talk in enumerate(read_talks(CPSYCOUN)) if place % 4 == 0], form, tmp_path)
+
+
+@needs(CPSYCOUN)
+def test_cpsycoun_is_linted_curated_and_mixed(tmp_path: Path) -> None:
+    """A part of it, for time; the whole takes the same road by hand."""
+    talks = list(islice(read_talks(CPSYCOUN), 300))
+    write_conversations(tmp_path / "some.jsonl", talks)
+    counts = curate(lambda: read_talks(tmp_path / "some.jsonl"), tmp_path / "curated", CurateOptions(redact=True))
+    assert [count.stage for count in counts] == ["1-rules", "2-duplicates", "3-held-out", "4-personal-data"]
+    assert [later.read for later in counts[1:]] == [earlier.kept for earlier in counts[:-1]]
+    found = Counter(
+        json.loads(row)["rule"] for row in (tmp_path / "curated" / "findings.jsonl").read_text("utf-8").splitlines()
+    )
+    assert found["coaching_jargon"] > 50, "they are adult counselling"
+    kept = tmp_path / "curated" / "kept.jsonl"
+    given = ["--companion", str(kept), "--general", str(tmp_path / "some.jsonl")]
+    assert qiaoban(["mix", str(tmp_path / "mixed"), *given]) == 0
+    assert (tmp_path / "mixed" / "train.jsonl").stat().st_size > 100_000

@@ -53,14 +53,16 @@ def command(
 ) -> None:
     """Mix companion talks, general talks and instructions into FOLDER: train, valid and test.jsonl, and mix.json.
 
-    Shares are of tokens. Talks that share a topic, a card or a source dialogue stay in one split.
+    Shares are of tokens; without general talks, or without instructions, the other takes its part as well. Talks that share a
+    topic, a card or a source dialogue stay in one split.
     """
     env = settings.load()
     licences = dict(pair.partition("=")[::2] for pair in licence)
     sources = []
     for kind, files in zip(KINDS, (companion, general, instruction), strict=True):
         sources += [_source(kind, name, licences.get(name), max_repeats, env) for name in files]
-    options = MixOptions(sources=tuple(sources), shares=PRESETS[preset], tokens=tokens, temperature=temperature, seed=seed)
+    shares = _shares(preset, sources)
+    options = MixOptions(sources=tuple(sources), shares=shares, tokens=tokens, temperature=temperature, seed=seed)
     manifest = mix(options, read_talks, _counter(model, env), folder)
     if as_json:
         emit(manifest)
@@ -69,6 +71,17 @@ def command(
         shares = ", ".join(f"{kind} {share:.0%}" for kind, share in found["shares"].items())
         click.echo(f"{split}: {found['talks']:,} talks, {found['turns']:,} turns, {found['tokens']:,} tokens ({shares})")
     note(f"written: {folder}")
+
+
+def _shares(preset: str, sources: Sequence[MixSource]) -> dict[Kind, float]:
+    """The preset, with the part of a kind that has no source given to the other kind beside the companion."""
+    there = {source.kind for source in sources} - {"companion"}
+    shares = dict(PRESETS[preset])
+    rest = 1 - shares["companion"]
+    if there:
+        all_of_them = sum(shares[kind] for kind in there)
+        shares |= {kind: rest * shares[kind] / all_of_them if kind in there else 0.0 for kind in shares if kind != "companion"}
+    return shares
 
 
 def _source(kind: Kind, name: str, licence: str | None, max_repeats: int, env: settings.Settings) -> MixSource:
