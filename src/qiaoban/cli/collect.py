@@ -20,12 +20,13 @@ from qiaoban.cli.collect_fake import serve_fake
 from qiaoban.cli.collect_plan import plan
 from qiaoban.cli.collect_watch import LiveLines, lines
 from qiaoban.cli.voice import note
+from qiaoban.cluster import Crew
 from qiaoban.collect.batches import BatchPost
 from qiaoban.collect.card import Card
 from qiaoban.collect.rollouts.studio import open_studio
 from qiaoban.collect.rounds import RoundSource, collect_in_rounds
 from qiaoban.collect.run import RunFolder, count_cards, open_cards, settle, write_results
-from qiaoban.collect.scale import Crew, adopt, collect_with_ray
+from qiaoban.collect.scale import adopt, collect_with_ray
 from qiaoban.engine.choose import EngineChoice
 from qiaoban.errors import QiaobanError, UsageError
 from qiaoban.teacher.ask import LiveSource

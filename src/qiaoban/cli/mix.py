@@ -61,8 +61,8 @@ def command(
     sources = []
     for kind, files in zip(KINDS, (companion, general, instruction), strict=True):
         sources += [_source(kind, name, licences.get(name), max_repeats, env) for name in files]
-    shares = _shares(preset, sources)
-    options = MixOptions(sources=tuple(sources), shares=shares, tokens=tokens, temperature=temperature, seed=seed)
+    wanted = _shares(preset, sources)
+    options = MixOptions(sources=tuple(sources), shares=wanted, tokens=tokens, temperature=temperature, seed=seed)
     manifest = mix(options, read_talks, _counter(model, env), folder)
     if as_json:
         emit(manifest)

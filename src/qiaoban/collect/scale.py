@@ -15,15 +15,16 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qiaoban.cluster import Crew, ray_data
 from qiaoban.collect.card import Card
 from qiaoban.collect.rollouts.studio import Studio, open_studio
 from qiaoban.collect.run import RunFolder, count_cards, open_cards, settle
 from qiaoban.conversation import parse_record
-from qiaoban.errors import EngineError, QiaobanError, UsageError
+from qiaoban.errors import EngineError, QiaobanError
 from qiaoban.teacher.ask import CardFailedError, CardPutOffError
 from qiaoban.teacher.budget import BudgetSpentError
 from qiaoban.teacher.job import Job
@@ -33,23 +34,11 @@ from qiaoban.teacher.work import Watcher
 
 _ROUNDS = 4  # times as many cards as a worker has requests on their way: each batch waits for its slowest
 _BEAT = 2.0  # seconds
-
-
-@dataclass(frozen=True, kw_only=True)
-class Crew:
-    """How many workers, and the Ray cluster to join (None: a local one)."""
-
-    workers: int = 2
-    address: str | None = None
+_AGAIN = "run again: nothing is paid twice"
 
 
 def collect_with_ray(folder: RunFolder, job: Job, crew: Crew, watch: Watcher) -> None:
     """Settle every open card of a plan. Raises what stopped the workers; all that was paid for is in the ledger then."""
-    try:  # heavy, and only here
-        import ray  # noqa: PLC0415
-        import ray.data  # noqa: PLC0415
-    except ImportError:
-        raise UsageError("--engine ray needs Ray", hint="pip install 'qiaoban[scale]'") from None
     shards, crew = folder.path / "shards", replace(crew, workers=min(crew.workers, job.limits.concurrency))
     with Ledger(folder.ledger) as ledger:
         ledger.recover()
@@ -60,24 +49,22 @@ def collect_with_ray(folder: RunFolder, job: Job, crew: Crew, watch: Watcher) ->
         number, ended, stopped = ledger.begin_run(os.getpid()), "killed", ""
         job = _remaining(job, ledger)
         try:
-            with _beating(folder, number, live):
-                ray.init(address=crew.address, num_cpus=None if crew.address else crew.workers + 1, include_dashboard=False)
-                ray.data.DataContext.get_current().enable_progress_bars = False
-                for row in _settled(ray.data, cards, left, (folder, job, crew)):
+            with _beating(folder, number, live), ray_data(crew, hint=_AGAIN) as data:
+                for row in _settled(data, cards, left, (folder, job, crew)):
                     stopped = stopped or row["stopped"]
                     _note(ledger, row, live)
                     watch(live)
                     if row["fatal"]:  # the others would be told the same
                         break
             ended = "stopped" if stopped else "finished"
-        except ray.exceptions.RayError as error:
-            stopped = f"a worker was lost: {str(error).splitlines()[0][:200]}"
+        except EngineError:
+            ended = "stopped"
+            raise
         finally:
-            ray.shutdown()
             adopt(ledger, shards)
             ledger.beat(number, live, ended)
     if stopped:
-        raise EngineError(stopped, hint="run again: nothing is paid twice")
+        raise EngineError(stopped, hint=_AGAIN)
 
 
 def _settled(data: Any, cards: Path, left: int, task: tuple[RunFolder, Job, Crew]) -> Iterator[Mapping[str, Any]]:
