@@ -11,7 +11,7 @@ import pytest
 
 from qiaoban.bank.catalogue import load_catalogue
 from qiaoban.conversation import Conversation, Meta, Turn
-from qiaoban.curate.dedup import Level, Levels, RepeatedTurn, Vectors, dedup, dedup_meaning, dialogue_text
+from qiaoban.curate.dedup import FoldedTalk, Level, Levels, RepeatedTurn, Vectors, dedup, dedup_meaning
 from qiaoban.curate.near import NearIndex, choose_bands, fold, grams, jaccard, signatures
 from qiaoban.curate.stage import Dropped, Outcome, kept
 from qiaoban.errors import UsageError
@@ -224,7 +224,7 @@ def test_hashed_ngrams_are_the_ngrams() -> None:
 
 
 def test_an_index_holds_what_the_bands_of_many_blocks_hold() -> None:
-    texts = [dialogue_text(each, "zh") for each in bases(60)]
+    texts = [FoldedTalk(each).dialogue for each in bases(60)]
     index = NearIndex(0.7, {"zh": 5, "en": 3})
     for at in range(0, 60, 7):
         block = texts[at : at + 7]

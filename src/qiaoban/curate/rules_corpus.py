@@ -1,16 +1,20 @@
 """Rules about all dialogues together: openings, phrases and whole turns that come again and again.
 
 What repeats is known only at the end, and the texts do not fit into memory. So the first pass counts and puts what it counted
-on disk, and the second pass reads that back. Memory holds one row of 40 bytes a companion turn and a table of counters whose
-size does not depend on the corpus; n-grams that share a counter are told apart in the second pass.
+on disk, and the second pass reads that back, a chunk at a time. Memory holds one counter for each distinct opening and long turn
+(some 20 bytes), and a table of counters for n-grams whose size does not depend on the corpus; n-grams that share a counter are
+told apart in the second pass. The disk holds about 2 kB a talk while it runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import polars as pl
+
+from qiaoban.conversation import Lang
 
 FEWEST_TALKS = 100  # below, a share says nothing
 OPENING_SHARE, OPENING_ZH, OPENING_EN = 0.02, 4, 2  # of all companion turns; characters; words
@@ -24,71 +28,80 @@ _NO_LETTER = r"[^a-z0-9'\u3400-\u9fff]+"
 CORPUS_RULES = frozenset({"template_opening", "template_ngram", "duplicate_turn"})
 
 
+class _Tally:
+    """How often each value of a column came, over many tables; merged now and then, so that it stays small."""
+
+    def __init__(self, column: str) -> None:
+        self._column = column
+        self._parts: list[pl.DataFrame] = []
+
+    def add(self, counted: pl.DataFrame) -> None:
+        """`counted` has the column, each value once, and `count`."""
+        self._parts.append(counted.select(self._column, pl.col("count").cast(pl.UInt32)))
+        if len(self._parts) >= _MERGE_EVERY:
+            self._parts = [self._merged()]
+
+    def at_least(self, least: float) -> pl.DataFrame:
+        """The values that came so often, with `count`."""
+        return self._merged().filter(pl.col("count") >= least)
+
+    def _merged(self) -> pl.DataFrame:
+        return pl.concat(self._parts).group_by(self._column).agg(pl.col("count").sum())
+
+
 class CorpusCounts:
     """Counts the companion turns of chunk after chunk, then names those that repeat. `folder` is for what is put on disk."""
 
     def __init__(self, folder: Path, wanted: frozenset[str]) -> None:
         self._folder = folder
         self._wanted = wanted
-        self._turns: list[pl.DataFrame] = []
-        self._counts: list[pl.DataFrame] = []
-        self._talks = 0
-        self._chunks = 0
+        self._openings, self._long, self._buckets = _Tally("opening"), _Tally("hash"), _Tally("bucket")
+        self._talks = self._turns = self._chunks = 0
 
-    def add(self, turns: pl.DataFrame, talks: int) -> None:
-        """Count a chunk of `talks` talks with its table of turns."""
-        own = turns.filter(pl.col("role") == "assistant").with_columns(_spoken(), talk=pl.col("talk") + self._talks)
-        self._talks += talks
-        self._turns.append(own.select("talk", "turn", _opening(), hash=_long_turn()))
+    def add(self, turns: pl.DataFrame, talks: Sequence[tuple[str, Lang]]) -> None:
+        """Count a chunk: its table of turns, and id and language of each of its talks."""
+        own = turns.filter(pl.col("role") == "assistant").with_columns(_spoken())
+        own = own.select("row", "talk", "turn", "lang", "spoken", _opening(), hash=_long_turn())
+        own.write_ipc(self._file("turns"))
+        pl.DataFrame(talks, schema={"id": pl.String, "lang": pl.String}, orient="row").write_ipc(self._file("talks"))
+        self._openings.add(own.filter(pl.col("opening").is_not_null()).group_by("opening").agg(count=pl.len()))
+        self._long.add(own.filter(pl.col("hash").is_not_null()).group_by("hash").agg(count=pl.col("talk").n_unique()))
         if "template_ngram" in self._wanted:
-            self._count(_ngrams(own), own.select("row", "talk", "turn", "lang", "spoken"))
+            grams = _ngrams(own)
+            grams.write_ipc(self._file("grams"))
+            self._buckets.add(grams.select("talk", _bucket()).unique().group_by("bucket").agg(count=pl.len()))
+        self._talks += len(talks)
+        self._turns += own.height
         self._chunks += 1
 
-    def _count(self, grams: pl.DataFrame, own: pl.DataFrame) -> None:
-        grams.write_ipc(self._folder / f"{self._chunks}.grams")
-        own.write_ipc(self._folder / f"{self._chunks}.turns")
-        buckets = grams.select("talk", bucket=_bucket()).unique()
-        self._counts.append(buckets.group_by("bucket").agg(talks=pl.len()))
-        if len(self._counts) >= _MERGE_EVERY:
-            self._counts = [self._merged()]
+    def _file(self, name: str, chunk: int | None = None) -> Path:
+        return self._folder / f"{self._chunks if chunk is None else chunk}.{name}"
 
-    def _merged(self) -> pl.DataFrame:
-        return pl.concat(self._counts).group_by("bucket").agg(pl.col("talks").sum())
-
-    def hits(self) -> Iterator[tuple[int, int, str, str]]:
-        """Talk (counted through all chunks), turn, rule and words of everything that repeats."""
-        if not self._turns:
+    def hits(self) -> Iterator[tuple[list[tuple[str, Lang]], list[tuple[int, int, str, str]]]]:
+        """For each chunk its talks as they were given, and talk (counted in the chunk), turn, rule and words of what repeats."""
+        if not self._chunks:
             return
-        every = pl.concat(self._turns)
-        if "duplicate_turn" in self._wanted:
-            yield from _duplicates(every).iter_rows()
-        if self._talks < FEWEST_TALKS:
-            return
-        if "template_opening" in self._wanted:
-            yield from _openings(every).iter_rows()
-        if "template_ngram" in self._wanted:
-            yield from self._templates()
+        find = [partial(_duplicates, again=self._long.at_least(2))] if "duplicate_turn" in self._wanted else []
+        if "template_opening" in self._wanted and self._talks >= FEWEST_TALKS:
+            often = self._openings.at_least(OPENING_SHARE * self._turns)
+            find.append(partial(_openings, often=often.filter(pl.col("count") > OPENING_SHARE * self._turns)))
+        often = self._templates() if "template_ngram" in self._wanted and self._talks >= FEWEST_TALKS else None
+        for chunk in range(self._chunks):
+            turns = pl.read_ipc(self._file("turns", chunk))
+            hits = [hit for some in find for hit in some(turns).iter_rows()]
+            if often is not None:
+                hits += _template_hits(turns, pl.read_ipc(self._file("grams", chunk)), often)
+            yield list(pl.read_ipc(self._file("talks", chunk)).iter_rows()), hits
 
-    def _templates(self) -> Iterator[tuple[int, int, str, str]]:
+    def _templates(self) -> pl.DataFrame:
+        """The n-grams that stand in enough talks, with `count`."""
         least = max(NGRAM_LEAST, int(NGRAM_SHARE * self._talks) + 1)
-        hot = self._merged().filter(pl.col("talks") >= least).select("bucket")
-        counts = [
-            self._grams(i).join(hot, on="bucket", how="semi").select("talk", "gram").unique() for i in range(self._chunks)
-        ]
-        often = pl.concat(counts).group_by("gram").len().filter(pl.col("len") >= least)
-        for i in range(self._chunks):
-            first = (
-                self._grams(i)
-                .join(often, on="gram")
-                .sort("len", descending=True)
-                .unique("row", keep="first", maintain_order=True)
-            )
-            turns = pl.read_ipc(self._folder / f"{i}.turns").join(first.select("row", "at"), on="row").sort("row")
-            for talk, turn, lang, spoken, at in turns.select("talk", "turn", "lang", "spoken", "at").iter_rows():
-                yield talk, turn, "template_ngram", _words_at(spoken, at, lang)
-
-    def _grams(self, chunk: int) -> pl.DataFrame:
-        return pl.read_ipc(self._folder / f"{chunk}.grams").with_columns(bucket=_bucket())
+        hot = self._buckets.at_least(least).select("bucket")
+        tally = _Tally("gram")
+        for chunk in range(self._chunks):
+            grams = pl.read_ipc(self._file("grams", chunk)).with_columns(_bucket()).join(hot, on="bucket", how="semi")
+            tally.add(grams.select("talk", "gram").unique().group_by("gram").agg(count=pl.len()))
+        return tally.at_least(least)
 
 
 def _spoken() -> pl.Expr:
@@ -136,20 +149,26 @@ def _bucket() -> pl.Expr:
     return (pl.col("gram") % _COUNTERS).cast(pl.UInt32).alias("bucket")
 
 
-def _duplicates(every: pl.DataFrame) -> pl.DataFrame:
-    long = every.filter(pl.col("hash").is_not_null())
-    again = long.group_by("hash").agg(pl.col("talk").n_unique().alias("talks")).filter(pl.col("talks") > 1)
-    return long.join(again, on="hash", maintain_order="left").select(
-        "talk", "turn", pl.lit("duplicate_turn"), pl.format("× {}", "talks")
+def _duplicates(turns: pl.DataFrame, again: pl.DataFrame) -> pl.DataFrame:
+    return turns.join(again, on="hash", maintain_order="left").select(
+        "talk", "turn", pl.lit("duplicate_turn"), pl.format("× {}", "count")
     )
 
 
-def _openings(every: pl.DataFrame) -> pl.DataFrame:
-    counted = every.filter(pl.col("opening").is_not_null())
-    often = counted.group_by("opening").len().filter(pl.col("len") > OPENING_SHARE * every.height)
-    return counted.join(often, on="opening", maintain_order="left").select(
+def _openings(turns: pl.DataFrame, often: pl.DataFrame) -> pl.DataFrame:
+    return turns.join(often, on="opening", maintain_order="left").select(
         "talk", "turn", pl.lit("template_opening"), "opening"
     )
+
+
+def _template_hits(turns: pl.DataFrame, grams: pl.DataFrame, often: pl.DataFrame) -> list[tuple[int, int, str, str]]:
+    """The most frequent n-gram of each turn that has one."""
+    first = grams.join(often, on="gram").sort("count", descending=True).unique("row", keep="first", maintain_order=True)
+    found = turns.join(first.select("row", "at"), on="row").sort("row")
+    return [
+        (talk, turn, "template_ngram", _words_at(spoken, at, lang))
+        for talk, turn, lang, spoken, at in found.select("talk", "turn", "lang", "spoken", "at").iter_rows()
+    ]
 
 
 def _words_at(spoken: str, at: int, lang: str) -> str:

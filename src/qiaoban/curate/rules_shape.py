@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
+from itertools import pairwise
 
 import polars as pl
 from opencc import OpenCC
@@ -163,26 +164,51 @@ def _traditional_words(suspects: pl.DataFrame) -> pl.DataFrame:
 
 # ── numbers ──
 
-_SOME_NUMBER = r"\d[\d .()-]*\d"
+_NUMERALS = ["zero", "oh", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "hundred"]
+_DIGITS = dict(zip([*"零〇幺一二三四五六七八九", *_NUMERALS], [*"001123456789", *"00123456789", "00"], strict=True))
+_HAN_DIGIT, _ENGLISH_DIGIT = "[零〇幺一二三四五六七八九]", f"(?:{'|'.join(_NUMERALS)})"
+_SPELLED = re.compile(rf"{_HAN_DIGIT}(?:[ ,-]?{_HAN_DIGIT}){{2,}}|\b{_ENGLISH_DIGIT}(?:[ ,-]+{_ENGLISH_DIGIT}){{2,}}\b")
+_SPELLED_DIGIT = re.compile(f"{_HAN_DIGIT}|{_ENGLISH_DIGIT}")
+_SOME_NUMBER = rf"\d[\d .()-]*\d|{_HAN_DIGIT}{{2}}|{_ENGLISH_DIGIT}[ ,-]+{_ENGLISH_DIGIT}"
 _LONG = re.compile(
-    r"(?<![\d.,-])(\+?\d{1,4}[ -]\(?\d{3,4}\)?(?:[ -]\d{3,4}){1,3}|\d{3,4}[ -]\d{4}(?:[ -]?\d{4})?|\d{7,15})(?![\d.,-]*\d)"
+    r"(?<![\d.,-])"
+    r"(\+?\d{1,4}[ -]\(?\d{3,4}\)?(?:[ -]\d{3,4}){1,3}|\d{3,4}[ -]\d{4}(?:[ -]?\d{4})?|\d{7,15}|\+\d[\d ()-]{7,16}\d)"
+    r"(?![\d.,-]*\d)"
 )
 
 
 @cache
-def _words_about_numbers() -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """What stands before a number to call, with the number, and what makes a number a quantity; both in every language."""
+def _words_about_numbers() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+    """What stands before a number to call, with the number; a number with what stands after it; and what makes a number a
+    quantity. All in every language."""
     tables = [read_table(f"curate/lexicon_{lang}.toml")["numbers"] for lang in LANGS]
     call = "|".join(table["call"] for table in tables)
     unit = r"\s?(?:" + "|".join(table["unit"] for table in tables) + ")"
-    return re.compile(rf"(?:{call})[^\d\n]{{0,16}}(\+?\d[\d .()-]{{1,18}}\d)(?!{unit})"), re.compile(unit)
+    after = "|".join(table["after"] for table in tables)
+    return (
+        re.compile(rf"(?:{call})[^\d\n]{{0,16}}(\+?\d[\d .()-]{{1,18}}\d)(?!{unit})"),
+        re.compile(rf"(?<!\d)(\+?\d[\d ()-]{{1,18}}\d)(?!{unit})[^\d\n。!?]{{0,6}}(?:{after})"),
+        re.compile(unit),
+    )
 
 
 @cache
 def _known_numbers() -> frozenset[str]:
-    """Every number of the list of help lines, digits only, in whatever country."""
+    """Every number of the list of help lines, digits only, in whatever country, and public emergency numbers besides."""
     digits = ("".join(filter(str.isdigit, line.number)) for line in load_hotlines().lines)
-    return frozenset(number for number in digits if number)
+    public = (number for lang in LANGS for number in read_table(f"curate/lexicon_{lang}.toml")["numbers"]["public"])
+    return frozenset(number for number in (*digits, *public) if number)
+
+
+def _in_digits(text: str) -> str:
+    """Numbers that are spelled digit by digit, in digits: 幺幺零, nine one one. Counting up or down stays as it is."""
+    return _SPELLED.sub(_spelled_number, text)
+
+
+def _spelled_number(match: re.Match[str]) -> str:
+    digits = "".join(_DIGITS[word] for word in _SPELLED_DIGIT.findall(match[0]))
+    steps = {int(b) - int(a) for a, b in pairwise(digits)} - {0}
+    return match[0] if len(digits) > 4 and steps in ({1}, {-1}) else digits
 
 
 def unlisted_numbers(turns: pl.DataFrame) -> pl.DataFrame:
@@ -194,8 +220,9 @@ def unlisted_numbers(turns: pl.DataFrame) -> pl.DataFrame:
 
 
 def _strange_number(text: str, domain: str | None) -> str | None:
-    call, unit = _words_about_numbers()
-    near = [m[1] for m in call.finditer(text)]
+    call, after, unit = _words_about_numbers()
+    text = _in_digits(text)
+    near = [m[1] for m in (*call.finditer(text), *after.finditer(text))]
     far = [] if domain == GENERAL else [m[1] for m in _LONG.finditer(text) if not unit.match(text, m.end())]
     for number in [*near, *far]:
         digits = re.sub(r"\D", "", number)

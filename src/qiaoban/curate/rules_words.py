@@ -31,7 +31,8 @@ _NO_LIMIT = 10**9
 
 @dataclass(frozen=True, kw_only=True)
 class Words:
-    """A word list, compiled to patterns. `column` is the column of the table that is searched."""
+    """A word list, compiled to patterns. `column` is the column of the table that is searched; with `after`, only turns that
+    answer one of the other speaker's in which one of these patterns is found."""
 
     rule: str
     lang: Lang
@@ -41,6 +42,7 @@ class Words:
     column: Literal["raw", "text", "said"] = "said"
     bands: tuple[str, ...] = ()
     except_general: bool = False
+    after: tuple[str, ...] = ()
 
     def applies(self) -> pl.Expr:
         """Which rows of the table this list is for."""
@@ -49,6 +51,9 @@ class Words:
             rows &= pl.col("band").is_in(self.bands)
         if self.except_general:
             rows &= pl.col("domain").ne_missing(GENERAL)
+        if self.after:
+            asked = pl.any_horizontal(pl.col("before").str.contains(_for_rust(words)) for words in self.after)
+            rows &= (pl.col("before_role") != pl.col("role")) & asked
         return rows
 
     def first_look(self) -> pl.Expr:
@@ -95,6 +100,7 @@ def _words(name: str, row: Mapping[str, Any], lang: Lang, speakers: Mapping[str,
             column="raw" if row.get("raw") else "text" if row.get("quoted") else "said",
             bands=tuple(row.get("bands", ())),
             except_general=bool(row.get("except_general", False)),
+            after=_compiled(row.get("after", ()), names),
         )
     except (KeyError, re.error) as error:
         raise DataError(f"list {name!r}: {error}", path=f"curate/lexicon_{lang}.toml") from None
