@@ -18,7 +18,7 @@ from qiaoban.conversation import Act, Category, Turn, read_conversations
 from qiaoban.conversation import write_conversations as write
 from qiaoban.curate.pipeline import CurateOptions, curate
 from qiaoban.errors import DataError
-from qiaoban.judge.talks import Judgement
+from qiaoban.judge.talks import Judgement, Level
 from qiaoban.report import charts
 from qiaoban.report.diversity import (
     SAMPLE_UNITS,
@@ -176,12 +176,16 @@ class TestSafety:
         }
         copy = shutil.copytree(folder, tmp_path / "copy")
         (copy / "judge").mkdir()
-        said = [Judgement(id=name, judge="strict-model", rubric="r", levels={}) for name in ("tower", "belt", "gone")]
+        levels = {"accept": Level(level=2, turn=2, quote="q", proved=True), "limit": Level(level=None)}
+        said = [Judgement(id=name, judge="strict-model", rubric="r", levels=levels) for name in ("tower", "belt", "gone")]
+        said.insert(1, Judgement(id="tower", judge="mild-model", rubric="r", levels={"accept": Level(level=2, proved=False)}))
         (copy / "judge" / "judgements.jsonl").write_text("".join(each.to_json() + "\n" for each in said), "utf-8")
         figures = gather(copy)
         assert figures.safety.judged == 2
         assert figures.judged is not None
-        assert figures.judged.by_judge == {"strict-model": 3}
+        assert figures.judged.by_judge == {"strict-model": 3, "mild-model": 1}
+        assert figures.judged.level_rows == [["accept", 3, 0, 0, 0, 1], ["limit", 0, 0, 0, 3, 0]]
+        assert figures.judged.agreement == [], "a level without evidence agrees with nobody"
         assert {"judge_part"} == {gap.id for gap in figures.safety.gaps if gap.id.startswith("judge")}
         assert "2 of 4 talks (50.0%)" in Page(render_page(figures)).text
 

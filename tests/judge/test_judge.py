@@ -244,6 +244,11 @@ class TestCommand:
         assert asked("talks", file, tmp_path / "j", url="http://127.0.0.1:9/v1", options=("--least", "warmth=2")) == 2
         assert not (tmp_path / "j").exists()
 
+    def test_the_folder_of_a_curation_is_not_written_over(self, tmp_path: Path, file: Path) -> None:
+        (tmp_path / "kept.jsonl").write_bytes(file.read_bytes())
+        assert asked("talks", tmp_path / "kept.jsonl", tmp_path, url="http://127.0.0.1:9/v1") == 2
+        assert (tmp_path / "kept.jsonl").read_bytes() == file.read_bytes()
+
     def test_an_empty_file_is_an_error(self, tmp_path: Path, judge: str) -> None:
         (tmp_path / "empty.jsonl").write_bytes(b"")
         assert asked("talks", tmp_path / "empty.jsonl", tmp_path / "j", url=judge) == 1

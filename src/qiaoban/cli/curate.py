@@ -12,6 +12,7 @@ from qiaoban.cli.voice import note
 from qiaoban.curate.decontaminate import HeldOut, load_deny_list
 from qiaoban.curate.pipeline import CurateOptions, curate
 from qiaoban.formats import read_talks
+from qiaoban.report.page import write_report
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -35,8 +36,8 @@ def command(
 ) -> None:
     """Run the stages over FILE into FOLDER: rules, duplicates, held-out texts, personal data.
 
-    Each stage leaves kept.jsonl, dropped.jsonl with the reasons, and stats.json; FOLDER/kept.jsonl is what remains. The same
-    file gives the same bytes.
+    Each stage leaves kept.jsonl, dropped.jsonl with the reasons, and stats.json; FOLDER/kept.jsonl is what remains, and
+    FOLDER/report.html a page about it. The same file gives the same bytes.
     """
     options = CurateOptions(
         against=tuple(HeldOut(path.name, tuple(_texts(path))) for path in against),
@@ -46,11 +47,11 @@ def command(
     )
     for count in curate(partial(read_talks, file), folder, options):
         if as_json:
-            emit({"stage": count.stage, "read": count.read, "kept": count.kept, "dropped": count.dropped})
+            emit(count.as_json() | {"seconds": round(count.seconds, 2)})
         else:
             reasons = ", ".join(f"{reason} {number:,}" for reason, number in count.dropped.items())
             click.echo(f"{count.stage:<16} {count.read:>9,} → {count.kept:>9,}  {reasons}".rstrip())
-    note(f"written: {folder}")
+    note(f"written: {folder}, with {write_report(folder).name}")
 
 
 def _texts(path: Path) -> list[str]:

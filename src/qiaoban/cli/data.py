@@ -9,6 +9,7 @@ from dataclasses import asdict
 import click
 
 from qiaoban.cli.batch import Batch, emit
+from qiaoban.cli.data_card import card, report
 from qiaoban.cli.data_convert import convert, show, stats
 from qiaoban.conversation import Conversation, parse_conversation
 from qiaoban.curate.rules import ERRORS, Finding, Rule, choose_rules
@@ -22,7 +23,7 @@ _GRAVEST = ("drop", "repair", "tag")
 
 @click.group()
 def command() -> None:
-    """Check, convert, show and count data sets."""
+    """Check, convert, show, count and describe data sets."""
 
 
 @command.command("lint")
@@ -105,5 +106,5 @@ def _for_people(findings: Iterator[Finding], talks: TalkFile, rules: list[Rule])
     return errors
 
 
-for _each in (convert, show, stats):
+for _each in (card, convert, report, show, stats):
     command.add_command(_each)

@@ -18,7 +18,7 @@ from qiaoban.cli.batch import emit
 from qiaoban.cli.collect_options import Shares
 from qiaoban.cli.voice import note
 from qiaoban.engine.choose import EngineChoice
-from qiaoban.errors import DataError, QiaobanError
+from qiaoban.errors import DataError, QiaobanError, UsageError
 from qiaoban.formats import read_talks
 from qiaoban.judge.pairs import PairItem, judge_pair, matched
 from qiaoban.judge.results import LEAST, least_levels, write_pair_results, write_talk_results
@@ -130,6 +130,10 @@ class _Session:
     ) -> Iterator[Ledger]:
         """Ask about all open items, then hand over the ledger for the results, whatever stopped it."""
         place = self.folder / "ledger.sqlite"
+        if not place.exists() and (self.folder / "kept.jsonl").exists():
+            raise UsageError(
+                f"{self.folder} holds something else", hint=f"give a folder of its own, such as {self.folder / 'judge'}"
+            )
         total = sum(1 for _ in items())
         if not total:
             raise DataError("there is no talk in it", path=file)

@@ -19,7 +19,7 @@ _COMMANDS = {
     "chat": ("qiaoban.cli.chat", "Talk with the companion, or play talks from a file."),
     "collect": ("qiaoban.cli.collect", "Plan and collect dialogues from a strong model."),
     "curate": ("qiaoban.cli.curate", "Leave out what is not fit to learn from."),
-    "data": ("qiaoban.cli.data", "Check, convert, show and count data sets."),
+    "data": ("qiaoban.cli.data", "Check, convert, show, count and describe data sets."),
     "doctor": ("qiaoban.cli.doctor", "Say what is installed, what is missing and how to get it."),
     "judge": ("qiaoban.cli.judge", "Have a strong model judge talks, or compare two systems."),
     "mix": ("qiaoban.cli.mix", "Put several sources into one training set."),

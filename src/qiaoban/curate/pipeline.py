@@ -1,4 +1,6 @@
-"""The stages in their order: rules, duplicates, held-out texts, personal data. Each reads a file and leaves three.
+"""The stages in their order: rules, duplicates, held-out texts, personal data. Each leaves three files.
+
+Talks are read twice: once for the rules, then once for all that follows, in which each stage hands its talks to the next.
 
 A stage writes `kept.jsonl`, `dropped.jsonl` (id, reason, detail) and `stats.json` into a folder of its own, whole or not at
 all. What goes into a stage comes out of it, kept or dropped; counts change only between stages. The same input gives the same
@@ -8,22 +10,26 @@ bytes.
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from shutil import copyfileobj
+from time import perf_counter
 from typing import Any
 
-from qiaoban.conversation import Conversation, read_conversations
+from qiaoban.conversation import Conversation
 from qiaoban.curate.decontaminate import DenyList, HeldOut, decontaminate
 from qiaoban.curate.dedup import dedup
 from qiaoban.curate.lint import lint
+from qiaoban.curate.near import BLOCK
 from qiaoban.curate.pii import without_pii
 from qiaoban.curate.stage import Dropped, Outcome
-from qiaoban.files import write_atomically
+from qiaoban.files import write_atomically, write_json
 
 Read = Callable[[], Iterable[Conversation]]
+ORIGINS = {True: "synthetic", False: "people", None: "unknown"}  # what `provenance.synthetic` says of who wrote a talk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,38 +41,58 @@ class CurateOptions:
     drop_repairable: bool = False
     redact: bool = False
 
+    def as_json(self) -> dict[str, Any]:
+        """What is told of them in `stats.json`: names of test sets, never their texts."""
+        return {
+            "against": [each.name for each in self.against],
+            "deny": self.deny is not None,
+            "drop_repairable": self.drop_repairable,
+            "redact": self.redact,
+        }
+
 
 @dataclass(frozen=True)
 class StageCount:
-    """How many dialogues went into a stage and came out, and why the others did not, by reason."""
+    """How many dialogues went into a stage and came out, why the others did not, by reason, and how long it took.
+
+    The time stands in no file, for the same input gives the same bytes.
+    """
 
     stage: str
     read: int
     kept: int
     dropped: dict[str, int]
+    seconds: float = field(default=0, compare=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """What the files tell."""
+        return {"stage": self.stage, "read": self.read, "kept": self.kept, "dropped": self.dropped}
 
 
 def curate(read: Read, out: Path, options: CurateOptions) -> list[StageCount]:
     """Run every stage over the talks that `read` gives (it is called twice), and write all into `out`.
 
     Findings of the rules go to `out/findings.jsonl`, which `collect plan --mode repair` takes; the last `kept.jsonl` also
-    stands in `out` itself, with `stats.json` for the whole way.
+    stands in `out` itself, with `stats.json` for the whole way: the stages, the options, and how many of the talks read were
+    synthetic, by people, or do not say.
     """
     findings = out / "findings.jsonl"
+    origin = dict.fromkeys(ORIGINS.values(), 0)
+    began = perf_counter()
+    reasons = _judge(read, findings, options)
+    judging = perf_counter() - began
     stages: list[tuple[str, Callable[[Iterable[Conversation]], Iterable[Outcome]]]] = [
-        ("1-rules", partial(_by_rules, reasons=_judge(read, findings, options))),
+        ("1-rules", partial(_by_rules, reasons=reasons, origin=origin)),
         ("2-duplicates", dedup),
         ("3-held-out", partial(decontaminate, against=options.against, deny=options.deny)),
         ("4-personal-data", partial(without_pii, redacting=options.redact)),
     ]
-    counts = []
-    for name, stage in stages:
-        counts.append(_run(name, stage, read(), out / name))
-        read = partial(read_conversations, out / name / "kept.jsonl")
+    counts = _run(stages, read(), out)
+    counts[0] = replace(counts[0], seconds=counts[0].seconds + judging)
     with write_atomically(out / "kept.jsonl") as file, (out / stages[-1][0] / "kept.jsonl").open("rb") as last:
-        for line in last:
-            file.write(line)
-    _write_json(out / "stats.json", {"stages": [asdict(count) for count in counts]})
+        copyfileobj(last, file)
+    stats = {"stages": [count.as_json() for count in counts], "options": options.as_json(), "origin": origin}
+    write_json(out / "stats.json", stats)
     return counts
 
 
@@ -83,29 +109,77 @@ def _judge(read: Read, path: Path, options: CurateOptions) -> dict[str, str]:
     return reasons
 
 
-def _by_rules(talks: Iterable[Conversation], reasons: dict[str, str]) -> Iterator[Outcome]:
+def _by_rules(talks: Iterable[Conversation], reasons: dict[str, str], origin: dict[str, int]) -> Iterator[Outcome]:
     for talk in talks:
+        origin[ORIGINS[talk.provenance.synthetic]] += 1
         yield Dropped(talk.id, reasons[talk.id]) if talk.id in reasons else talk
 
 
 def _run(
-    name: str, stage: Callable[[Iterable[Conversation]], Iterable[Outcome]], talks: Iterable[Conversation], folder: Path
-) -> StageCount:
-    why: Counter[str] = Counter()
-    keeps = 0
-    with write_atomically(folder / "kept.jsonl") as good, write_atomically(folder / "dropped.jsonl") as bad:
-        for each in stage(talks):
-            if isinstance(each, Dropped):
-                why[each.reason] += 1
-                bad.write(json.dumps(asdict(each), ensure_ascii=False).encode() + b"\n")
-            else:
-                keeps += 1
-                good.write(each.to_json().encode() + b"\n")
-    count = StageCount(name, keeps + sum(why.values()), keeps, dict(sorted(why.items())))
-    _write_json(folder / "stats.json", asdict(count))
-    return count
+    stages: Iterable[tuple[str, Callable[[Iterable[Conversation]], Iterable[Outcome]]]],
+    talks: Iterable[Conversation],
+    out: Path,
+) -> list[StageCount]:
+    """Lead the talks through all stages at once."""
+    lines = _Lines()
+    written: list[_Stage] = []
+    for name, stage in stages:
+        written.append(_Stage(name, stage(talks), out / name, lines))
+        talks = written[-1].kept()
+    for _ in talks:
+        pass
+    counts = [stage.count() for stage in written]
+    inside = [0.0, *(count.seconds for count in counts)]  # the clock of a stage also runs while those before it work
+    counts = [replace(count, seconds=count.seconds - before) for count, before in zip(counts, inside, strict=False)]
+    for count in counts:
+        write_json(out / count.stage / "stats.json", count.as_json())
+    return counts
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    with write_atomically(path) as file:
-        file.write(json.dumps(value, ensure_ascii=False, indent=2).encode() + b"\n")
+class _Lines:
+    """JSON of the talks that were written a moment ago: most go through every stage as they are."""
+
+    def __init__(self) -> None:
+        self._recent: OrderedDict[int, tuple[Conversation, bytes]] = OrderedDict()
+
+    def of(self, talk: Conversation) -> bytes:
+        """The line of a talk."""
+        known = self._recent.get(id(talk))  # held here, so that no other object can have its id
+        if known is None:
+            known = self._recent[id(talk)] = talk, talk.to_json().encode() + b"\n"
+            if len(self._recent) > 4 * BLOCK:
+                self._recent.popitem(last=False)
+        return known[1]
+
+
+class _Stage:
+    """One stage at work: hands on what it keeps, writes what it keeps and drops."""
+
+    def __init__(self, name: str, outcomes: Iterable[Outcome], folder: Path, lines: _Lines) -> None:
+        self._name, self._outcomes, self._folder, self._lines = name, outcomes, folder, lines
+        self._why: Counter[str] = Counter()
+        self._keeps = 0
+        self._seconds = 0.0
+
+    def kept(self) -> Iterator[Conversation]:
+        """The talks that go on. The files are there when the last one has been taken."""
+        folder = self._folder
+        with write_atomically(folder / "kept.jsonl") as good, write_atomically(folder / "dropped.jsonl") as bad:
+            began = perf_counter()
+            for each in self._outcomes:
+                if isinstance(each, Dropped):
+                    self._why[each.reason] += 1
+                    bad.write(json.dumps(asdict(each), ensure_ascii=False).encode() + b"\n")
+                    continue
+                self._keeps += 1
+                good.write(self._lines.of(each))
+                self._seconds += perf_counter() - began
+                yield each
+                began = perf_counter()
+            self._seconds += perf_counter() - began
+
+    def count(self) -> StageCount:
+        """What came of it so far."""
+        return StageCount(
+            self._name, self._keeps + self._why.total(), self._keeps, dict(sorted(self._why.items())), self._seconds
+        )

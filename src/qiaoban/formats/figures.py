@@ -52,9 +52,13 @@ class Lengths:
 
 def measure(text: str) -> tuple[str, int]:
     """Length of a turn, and in what: characters or words."""
-    if _HAN.search(text):
-        return "characters", len(_SPACE.sub("", text))
-    return "words", len(_WORD.findall(text))
+    unit = "characters" if _HAN.search(text) else "words"
+    return unit, length_in(unit, text)
+
+
+def length_in(unit: str, text: str) -> int:
+    """Length in `characters` (without spaces) or in `words`."""
+    return len(_SPACE.sub("", text)) if unit == "characters" else len(_WORD.findall(text))
 
 
 class _Sizes:
@@ -71,17 +75,19 @@ class _Sizes:
         return {who: {unit: each.summary() for unit, each in sorted(units.items())} for who, units in self._lengths.items()}
 
 
-class _Labels:
-    """How often each value of each label comes."""
+class Labels:
+    """How often each value of each label comes; free text is cut at a thousand different values."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._counts: dict[str, Counter[str]] = {name: Counter() for name in names}
 
     def add(self, name: str, value: object) -> None:
+        """One more `value` of the label `name`; None counts as unlabelled."""
         counts, key = self._counts[name], UNLABELLED if value is None else str(value)
         counts[key if key in counts or len(counts) < _MANY else OTHERS] += 1
 
     def summary(self) -> dict[str, dict[str, int]]:
+        """Label → value → count, the most frequent first."""
         return {name: dict(counts.most_common()) for name, counts in self._counts.items()}
 
 
@@ -89,7 +95,7 @@ def talk_figures(talks: Iterable[Conversation], notes: Notes) -> dict[str, Any]:
     """Counts, lengths by role, and how often each label comes. `notes` is what the reader filled."""
     count, turns, sizes, length = 0, 0, _Sizes(), Lengths()
     of_talk = ("lang", "age_band", "domain", "emotion", "outcome", "risk")
-    labels = _Labels([*of_talk, "split", "acts", "turn emotion", "distress"])
+    labels = Labels([*of_talk, "split", "acts", "turn emotion", "distress"])
     for talk in talks:
         count, turns = count + 1, turns + len(talk.turns)
         length.add(len(talk.turns))
@@ -110,7 +116,7 @@ def talk_figures(talks: Iterable[Conversation], notes: Notes) -> dict[str, Any]:
     }
 
 
-def _label_turn(labels: _Labels, turn: Turn) -> None:
+def _label_turn(labels: Labels, turn: Turn) -> None:
     for act in turn.acts:
         labels.add("acts", act)
     if turn.emotion is not None:
@@ -122,7 +128,7 @@ def _label_turn(labels: _Labels, turn: Turn) -> None:
 def pair_figures(items: Iterable[Pair], notes: Notes) -> dict[str, Any]:
     """As `talk_figures`, for preference pairs."""
     count, turns, sizes = 0, 0, _Sizes()
-    labels = _Labels(["lang", "pair_type"])
+    labels = Labels(["lang", "pair_type"])
     for pair in items:
         count += 1
         labels.add("lang", pair.lang)

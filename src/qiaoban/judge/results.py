@@ -27,6 +27,7 @@ from qiaoban.teacher.ledger import Ledger
 
 LEAST: Mapping[str, int] = {"all": 1, "safeguard": 2}  # a level 0 anywhere is a fault; with a child at risk so is half-done
 HUMAN = "people"
+KINDS = ("2", "1", "0", "not called for", "unproved")  # what a level is counted as
 
 
 class HumanLevels(BaseModel):
@@ -66,8 +67,7 @@ class _Counts:
             who = rater(judgement.judge, judgement.round)
             self.own_teacher[who] += judgement.own_teacher
             for name, level in judgement.levels.items():
-                kind = "not called for" if level.level is None else str(level.level) if level.proved else "unproved"
-                self.levels[who][name][kind] += 1
+                self.levels[who][name][kind_of(level)] += 1
 
     def as_json(self) -> dict[str, Any]:
         """The document."""
@@ -99,7 +99,7 @@ def write_talk_results(
             judgements = list(_judgements(talk.id, raters, ledger))
             judged.writelines(judgement.to_json().encode() + b"\n" for judgement in judgements)
             counts.add(judgements)
-            counts.agreement.add(_counted(judgements) | ({HUMAN: human[talk.id]} if talk.id in human else {}))
+            counts.agreement.add(counted(judgements) | ({HUMAN: human[talk.id]} if talk.id in human else {}))
             reason, detail = _fault(judgements, least) or ("", "")
             if not judgements:
                 reason, detail = "not_judged", "; ".join(filter(None, (ledger.failure(_key(who, talk.id)) for who in raters)))
@@ -126,7 +126,13 @@ def _judgements(talk: str, raters: Sequence[str], ledger: Ledger) -> Iterator[Ju
             yield parse_record(Judgement, record)
 
 
-def _counted(judgements: Sequence[Judgement]) -> dict[str, Mapping[str, int | None]]:
+def kind_of(level: Level) -> str:
+    """Which of `KINDS` a level is."""
+    return "not called for" if level.level is None else str(level.level) if level.proved else "unproved"
+
+
+def counted(judgements: Sequence[Judgement]) -> dict[str, Mapping[str, int | None]]:
+    """The levels of one talk that count: by rater, by dimension."""
     return {rater(each.judge, each.round): {name: level.counted for name, level in each.levels.items()} for each in judgements}
 
 
