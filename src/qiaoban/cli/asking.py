@@ -10,14 +10,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
 from filelock import FileLock, Timeout
 
 from qiaoban import settings
-from qiaoban.cli.collect_options import price_option
+from qiaoban.cli.collect_options import Command, price_option
 from qiaoban.cli.collect_watch import LiveLines
 from qiaoban.cli.options import JsonObject
 from qiaoban.cli.voice import note
@@ -35,7 +35,6 @@ from qiaoban.teacher.work import InterruptedRunError, Item, Work
 
 INTERRUPTED = 130  # exit code of a run that Ctrl-C ended
 _OPENAI = "https://api.openai.com/v1"
-Command = TypeVar("Command", bound=Callable[..., Any])
 Start = Callable[[LiveSource], tuple[Callable[[Any], Awaitable[str]], Iterator[Item]]]
 
 _MANY, _JSON = click.IntRange(1, 4096), click.Choice(["object", "none"])

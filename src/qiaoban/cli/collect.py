@@ -17,6 +17,7 @@ import click
 from qiaoban.cli.asking import INTERRUPTED, alone, is_held, job_of, room_for_files, teacher_options, work_live
 from qiaoban.cli.batch import emit
 from qiaoban.cli.collect_fake import serve_fake
+from qiaoban.cli.collect_options import crew_of, engine_options
 from qiaoban.cli.collect_plan import plan
 from qiaoban.cli.collect_watch import LiveLines, lines
 from qiaoban.cli.voice import note
@@ -44,9 +45,7 @@ def command() -> None:
 class _How:
     """How a run goes about it."""
 
-    engine: str
-    workers: int
-    ray_address: str | None
+    crew: Crew | None
     batch: bool
     poll: float
 
@@ -55,9 +54,7 @@ class _How:
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @teacher_options
 @click.option("--licence", help="What the teacher's words may be used under; goes into every record.")
-@click.option("--engine", type=click.Choice(["asyncio", "ray"]), default="asyncio", show_default=True, help="What runs it.")
-@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Of --engine ray.")
-@click.option("--ray-address", metavar="ADDRESS", help="A Ray cluster to join; without it one is started here.")
+@engine_options
 @click.option("--batch", is_flag=True, help="Through the provider's batch API: about half the price, hours to wait.")
 @click.option("--poll", type=click.FloatRange(0.1), default=30.0, show_default=True, help="Seconds between looks at a batch.")
 @click.option("--retry-failed", is_flag=True, help="Ask again for cards that failed; what was unreadable is paid again.")
@@ -69,10 +66,11 @@ def run(folder: Path, retry_failed: bool, as_json: bool, **given: Any) -> int:
     and it goes on without paying twice. Writes dialogues.jsonl, failed.jsonl and, for branch cards, pairs.jsonl.
     """
     place, began = RunFolder(folder), time.monotonic()
-    how = _How(**{key: given.pop(key) for key in _How.__dataclass_fields__})
-    if given["embedded"] and (how.batch or how.engine == "ray"):
+    crew = crew_of(**{key: given.pop(key) for key in ("engine", "workers", "ray_address")})
+    how = _How(crew=crew, batch=given.pop("batch"), poll=given.pop("poll"))
+    if given["embedded"] and (how.batch or how.crew):
         raise UsageError("the embedded model runs in this process", hint="leave out --batch and --engine")
-    if how.batch and how.engine == "ray":
+    if how.batch and how.crew:
         raise UsageError("a batch needs no workers", hint="leave out --engine ray")
     job, engine = job_of(**given)
     total = count_cards(place.plan)
@@ -88,9 +86,8 @@ def run(folder: Path, retry_failed: bool, as_json: bool, **given: Any) -> int:
                 note(f"{ledger.retry_failed()} failed cards are open again")
         if how.batch:
             outcome.stopped = asyncio.run(_in_batches(place, job, how))
-        elif how.engine == "ray":
-            crew = Crew(workers=how.workers, address=how.ray_address)
-            outcome.stopped = _with_ray(place, job, crew)
+        elif how.crew:
+            outcome.stopped = _with_ray(place, job, how.crew)
         else:
             outcome.stopped = asyncio.run(_live(place, job, engine, total))
     return outcome.code

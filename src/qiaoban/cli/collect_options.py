@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
+
+from qiaoban.cluster import Crew
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Numbers(click.ParamType[tuple[float, ...]]):
@@ -68,3 +73,21 @@ price_option = click.option(
     metavar="IN,OUT[,CACHED]",
     help="Money for a million prompt, answer and cached prompt tokens. Without it tokens are counted, and no cost is made up.",
 )
+
+_ENGINE = (
+    click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="What runs it."),
+    click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Of --engine ray."),
+    click.option("--ray-address", metavar="ADDRESS", help="A Ray cluster to join; without it one is started here."),
+)
+
+
+def engine_options(command: Command) -> Command:
+    """The options of `crew_of`, in this order."""
+    for option in reversed(_ENGINE):
+        command = option(command)
+    return command
+
+
+def crew_of(*, engine: str, workers: int, ray_address: str | None) -> Crew | None:
+    """The workers that the options ask for; None for this process."""
+    return Crew(workers=workers, address=ray_address) if engine == "ray" else None

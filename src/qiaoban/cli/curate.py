@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
 from qiaoban.cli.batch import emit
+from qiaoban.cli.collect_options import crew_of, engine_options
 from qiaoban.cli.voice import note
 from qiaoban.curate.decontaminate import HeldOut, load_deny_list
 from qiaoban.curate.pipeline import CurateOptions, curate
+from qiaoban.curate.scale import ray_hands
 from qiaoban.formats import read_talks
 from qiaoban.report.page import write_report
 
@@ -24,6 +28,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--deny", type=_FILE, help="A list of hashed test texts.")
 @click.option("--drop-repairable", is_flag=True, help="Leave out also what `collect plan --mode repair` could mend.")
 @click.option("--redact", is_flag=True, help="Replace personal data by tags instead of leaving the dialogue out.")
+@engine_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a stage on standard output.")
 def command(
     file: Path,
@@ -33,6 +38,7 @@ def command(
     drop_repairable: bool,
     redact: bool,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Run the stages over FILE into FOLDER: rules, duplicates, held-out texts, personal data.
 
@@ -45,7 +51,10 @@ def command(
         drop_repairable=drop_repairable,
         redact=redact,
     )
-    for count in curate(partial(read_talks, file), folder, options):
+    crew = crew_of(**given)
+    with ray_hands(crew) if crew else nullcontext() as hands:
+        counts = curate(partial(read_talks, file), folder, options, hands)
+    for count in counts:
         if as_json:
             emit(count.as_json() | {"seconds": round(count.seconds, 2)})
         else:

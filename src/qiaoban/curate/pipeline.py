@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from shutil import copyfileobj
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 from qiaoban.conversation import Conversation
 from qiaoban.curate.decontaminate import DenyList, HeldOut, decontaminate
@@ -25,10 +25,12 @@ from qiaoban.curate.dedup import dedup
 from qiaoban.curate.lint import lint
 from qiaoban.curate.near import BLOCK
 from qiaoban.curate.pii import without_pii
+from qiaoban.curate.rules import Finding
 from qiaoban.curate.stage import Dropped, Outcome
 from qiaoban.files import write_atomically, write_json
 
 Read = Callable[[], Iterable[Conversation]]
+Stage = Callable[[Iterable[Conversation]], Iterable[Outcome]]
 ORIGINS = {True: "synthetic", False: "people", None: "unknown"}  # what `provenance.synthetic` says of who wrote a talk
 
 
@@ -69,23 +71,46 @@ class StageCount:
         return {"stage": self.stage, "read": self.read, "kept": self.kept, "dropped": self.dropped}
 
 
-def curate(read: Read, out: Path, options: CurateOptions) -> list[StageCount]:
-    """Run every stage over the talks that `read` gives (it is called twice), and write all into `out`.
+class Hands(Protocol):
+    """Who does the work that looks at one talk at a time: this process, or a cluster (`qiaoban.curate.scale`)."""
+
+    def findings(self, read: Read) -> Iterator[Finding]:
+        """Findings as `lint` gives them."""
+        ...
+
+    def each(self, stage: Stage, talks: Iterable[Conversation]) -> Iterable[Outcome]:
+        """What `stage` makes of the talks, in their order. It may be called on any part of them, elsewhere."""
+        ...
+
+
+class _OwnHands:
+    """This process."""
+
+    def findings(self, read: Read) -> Iterator[Finding]:
+        return lint(read())
+
+    def each(self, stage: Stage, talks: Iterable[Conversation]) -> Iterable[Outcome]:
+        return stage(talks)
+
+
+def curate(read: Read, out: Path, options: CurateOptions, hands: Hands | None = None) -> list[StageCount]:
+    """Run every stage over the talks that `read` gives (it is called twice or more), and write all into `out`.
 
     Findings of the rules go to `out/findings.jsonl`, which `collect plan --mode repair` takes; the last `kept.jsonl` also
     stands in `out` itself, with `stats.json` for the whole way: the stages, the options, and how many of the talks read were
     synthetic, by people, or do not say.
     """
+    hands = hands or _OwnHands()
     findings = out / "findings.jsonl"
     origin = dict.fromkeys(ORIGINS.values(), 0)
     began = perf_counter()
-    reasons = _judge(read, findings, options)
+    reasons = _judge(hands.findings(read), findings, options)
     judging = perf_counter() - began
-    stages: list[tuple[str, Callable[[Iterable[Conversation]], Iterable[Outcome]]]] = [
+    stages: list[tuple[str, Stage]] = [
         ("1-rules", partial(_by_rules, reasons=reasons, origin=origin)),
         ("2-duplicates", dedup),
-        ("3-held-out", partial(decontaminate, against=options.against, deny=options.deny)),
-        ("4-personal-data", partial(without_pii, redacting=options.redact)),
+        ("3-held-out", partial(hands.each, partial(decontaminate, against=options.against, deny=options.deny))),
+        ("4-personal-data", partial(hands.each, partial(without_pii, redacting=options.redact))),
     ]
     counts = _run(stages, read(), out)
     counts[0] = replace(counts[0], seconds=counts[0].seconds + judging)
@@ -96,12 +121,12 @@ def curate(read: Read, out: Path, options: CurateOptions) -> list[StageCount]:
     return counts
 
 
-def _judge(read: Read, path: Path, options: CurateOptions) -> dict[str, str]:
+def _judge(findings: Iterable[Finding], path: Path, options: CurateOptions) -> dict[str, str]:
     """Write all findings; the dialogues that are to go, with the first rule against each."""
     severities = ("drop", "repair") if options.drop_repairable else ("drop",)
     reasons: dict[str, str] = {}
     with write_atomically(path) as file:
-        for finding in lint(read()):
+        for finding in findings:
             row = {"id": finding.id, "turn": finding.turn, "rule": finding.rule, "severity": finding.severity}
             file.write(json.dumps(row | {"message": finding.message}, ensure_ascii=False).encode() + b"\n")
             if finding.severity in severities:
@@ -116,15 +141,15 @@ def _by_rules(talks: Iterable[Conversation], reasons: dict[str, str], origin: di
 
 
 def _run(
-    stages: Iterable[tuple[str, Callable[[Iterable[Conversation]], Iterable[Outcome]]]],
+    stages: Iterable[tuple[str, Stage]],
     talks: Iterable[Conversation],
     out: Path,
 ) -> list[StageCount]:
     """Lead the talks through all stages at once."""
     lines = _Lines()
-    written: list[_Stage] = []
+    written: list[_Written] = []
     for name, stage in stages:
-        written.append(_Stage(name, stage(talks), out / name, lines))
+        written.append(_Written(name, stage(talks), out / name, lines))
         talks = written[-1].kept()
     for _ in talks:
         pass
@@ -152,7 +177,7 @@ class _Lines:
         return known[1]
 
 
-class _Stage:
+class _Written:
     """One stage at work: hands on what it keeps, writes what it keeps and drops."""
 
     def __init__(self, name: str, outcomes: Iterable[Outcome], folder: Path, lines: _Lines) -> None:
