@@ -88,8 +88,9 @@ def dialogue(card: Card, changes: dict[str, str], turns: list[Turn], path: Path)
         "risk": card.risk,
         "relation": "companion",
     } | changes
-    if turns[0].role == "user" and card.emotion:
-        turns[0] = turns[0].model_copy(update={"emotion": Meta.model_validate(meta).emotion})
+    about = Meta.model_validate(meta)
+    if turns[0].role == "user":
+        turns[0] = turns[0].model_copy(update={"emotion": about.emotion})
     provenance = Provenance(
         source=f"qiaoban-corpus-1/{path.stem}",
         teacher=TEACHER,
@@ -98,7 +99,7 @@ def dialogue(card: Card, changes: dict[str, str], turns: list[Turn], path: Path)
         licence=LICENCE,
         synthetic=True,
     )
-    return Conversation(id=card.id, turns=tuple(turns), meta=Meta.model_validate(meta), provenance=provenance)
+    return Conversation(id=card.id, turns=tuple(turns), meta=about, provenance=provenance)
 
 
 def gathered(lang: Lang) -> list[Conversation]:
