@@ -236,6 +236,22 @@ def test_an_index_holds_what_the_bands_of_many_blocks_hold() -> None:
     assert [match.tag for place in range(60) if (match := index.match(place))] == [str(at) for at in range(60)]
 
 
+def test_a_crowd_of_like_turns_is_one_kept_turn() -> None:
+    """What stands in every talk is kept once, so that the thousandth costs no more than the second."""
+    template = "我在听，你慢慢说，把今天发生的事情都告诉我好吗"
+    talks = [
+        talk(f"t{at}", scene, template + "呢" * (at % 2), said, reply)
+        for at, (scene, said, reply) in enumerate(
+            (each.turns[0].content, each.turns[2].content, each.turns[3].content) for each in bases(300)
+        )
+    ]
+    repeats: list[RepeatedTurn] = []
+    outcomes = list(dedup(talks, repeats=repeats))
+    assert sum(isinstance(each, Conversation) for each in outcomes) >= 250
+    assert {each.like for each in repeats if each.turn == 1} == {"t0"}
+    assert sum(each.turn == 1 for each in repeats) >= 250
+
+
 def test_a_threshold_out_of_range_is_refused() -> None:
     with pytest.raises(UsageError, match=r"outside 0\.5-1"):
         Level(0.3, {"zh": 5, "en": 3}, {"zh": 1, "en": 1})
