@@ -15,6 +15,7 @@ English uses `child3:` and `companion[NOTICE]:`. A line that begins with `#` is 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections import Counter
@@ -23,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from qiaoban.collect.card import Card, read_plan
-from qiaoban.conversation import Conversation, Lang, Meta, Provenance, Turn, write_conversations
+from qiaoban.conversation import EMOTION_FAMILIES, Act, Conversation, Lang, Meta, Provenance, Turn, write_conversations
 from qiaoban.curate.lint import lint
 from qiaoban.errors import DataError, QiaobanError
 
 ROOT = Path(__file__).resolve().parent
+PAINFUL = {emotion for family in ("sadness", "anger", "fear", "shame") for emotion in EMOTION_FAMILIES[family]}
 LICENCE = "CC-BY-4.0"
 TEACHER = "written by a language model under the protocol of corpus/README.md"
 _HEAD = re.compile(r"=\s*(?P<id>\S+)(?P<changes>(?:\s+\w+=\S+)*)\s*\Z")
@@ -68,8 +70,9 @@ def read_turn(found: re.Match[str], path: Path, number: int) -> Turn:
     acts = [act.strip() for act in (found["acts"] or "").split(",") if act.strip()]
     if (role == "assistant") != bool(acts):
         raise DataError("a companion's turn carries acts, and a child's none", path=path, line=number)
+    distress = int(found["d"]) if found["d"] else None
     try:
-        return Turn(role=role, content=found["text"].strip(), acts=tuple(acts), distress=found["d"] and int(found["d"]))
+        return Turn(role=role, content=found["text"].strip(), acts=tuple(acts), distress=distress)  # type: ignore[arg-type]
     except ValueError as error:
         raise DataError(str(error).splitlines()[2].strip(), path=path, line=number) from None
 
@@ -114,6 +117,46 @@ def gathered(lang: Lang) -> list[Conversation]:
     return [found[name] for name in known if name in found]
 
 
+def figures(talks: list[Conversation]) -> dict[str, Any]:
+    """What the corpus is to reach, by share or count: labels, order of acts, openers, repeated turns, coverage."""
+    painful = [talk for talk in talks if talk.meta.emotion in PAINFUL]
+    said = [turn.content for talk in talks for turn in replies(talk)]
+    openers = Counter(map(opener, said))
+    return {
+        "dialogues": len(talks),
+        "companion_turns": len(said),
+        "painful": len(painful),
+        "label_in_two_turns": sum(any(Act.LABEL in turn.acts for turn in replies(talk)[:2]) for talk in painful),
+        "advice_first": [talk.id for talk in painful if advises_first(talk)],
+        "commonest_opener": openers.most_common(1)[0] if openers else None,
+        "repeated_turns": [text for text, count in Counter(said).items() if count > 1],
+        "lengths": dict(sorted(Counter(len(talk.turns) for talk in talks).items())),
+        "outcomes": dict(Counter(str(talk.meta.outcome) for talk in talks).most_common()),
+        "emotions": dict(Counter(str(talk.meta.emotion) for talk in talks).most_common()),
+        "risks": dict(Counter(str(talk.meta.risk) for talk in talks if talk.meta.risk).most_common()),
+    }
+
+
+def replies(talk: Conversation) -> list[Turn]:
+    """The companion's turns."""
+    return [turn for turn in talk.turns if turn.role == "assistant"]
+
+
+def opener(text: str) -> str:
+    """How a turn begins: four characters, or two words."""
+    return text[:4] if re.match(r"[\u3400-\u9fff]", text) else " ".join(text.lower().split()[:2])
+
+
+def advises_first(talk: Conversation) -> bool:
+    """Whether the companion explores or plans before it has accepted or empathised."""
+    for turn in replies(talk):
+        if {Act.ACCEPT, Act.EMPATHISE} & set(turn.acts):
+            return False
+        if {Act.EXPLORE, Act.PLAN} & set(turn.acts):
+            return True
+    return False
+
+
 def check(paths: Iterable[Path]) -> int:
     """Lint authored files and print what is wrong, with lengths and openers; returns how many errors there are."""
     errors = 0
@@ -125,9 +168,7 @@ def check(paths: Iterable[Path]) -> int:
             print(f"{finding.severity:<7}{finding.id} {finding.rule}: {finding.message} | {words[:80]}")
             errors += finding.severity != "tag"
         said = [turn.content for talk in talks for turn in talk.turns if turn.role == "assistant"]
-        openers = Counter(
-            text[:4] if re.match(r"[\u3400-\u9fff]", text) else " ".join(text.lower().split()[:2]) for text in said
-        )
+        openers = Counter(map(opener, said))
         print(f"{path.name}: {len(talks)} dialogues, {len(said)} companion turns; openers {openers.most_common(6)}")
         for text, count in Counter(said).items():
             if count > 1:
@@ -146,7 +187,8 @@ def main() -> int:
             return 1 if check(given.check) else 0
         for lang in ("zh", "en"):
             talks = gathered(lang)
-            print(f"{lang}: {write_conversations(ROOT / 'dialogues' / f'{lang}.jsonl', talks)} dialogues")
+            write_conversations(ROOT / "dialogues" / f"{lang}.jsonl", talks)
+            print(json.dumps({"lang": lang, **figures(talks)}, ensure_ascii=False))
     except QiaobanError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
