@@ -243,7 +243,7 @@ def test_a_clean_file_ends_well(tmp_path: Path) -> None:
 
 
 def test_a_tag_is_no_error(tmp_path: Path) -> None:
-    path = _file(tmp_path, _line(CLEAN.replace("怕是", "我相信你。怕是"), "a"))
+    path = _file(tmp_path, _line(CLEAN.replace("怕是", "你是最棒的，我相信你一定可以！怕是"), "a"))
     code, out, _ = _run(path, "--json")
     assert code == 0
     assert json.loads(out[0])["severity"] == "tag"
