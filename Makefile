@@ -7,7 +7,7 @@ MODEL ?= qwen2.5-coder-0.5b
 BIN := .venv/bin
 say = @printf '== %s\n'
 
-.PHONY: help chat test lint check format docs bench-chat soak-chat bench-collect collect-torture clean
+.PHONY: corpus help chat test lint check format docs bench-chat soak-chat bench-collect bench-curate collect-torture clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -52,8 +52,14 @@ soak-chat: .venv/installed-dev ## 100 talks in a row: memory must stay flat (a q
 bench-collect: .venv/installed-dev ## Measure collection against a bare gather and the 2023 loop, side by side (minutes)
 	@$(BIN)/python benchmarks/collect.py
 
+bench-curate: .venv/installed-dev ## Measure curation against datasketch, re and Data-Juicer, side by side (ten minutes, 7 GB of peers)
+	@$(BIN)/python benchmarks/curate.py --datasketch --data-juicer
+
 collect-torture: .venv/installed-dev ## 2,000 dialogues from a misbehaving teacher, with two kills (minutes)
 	@$(BIN)/python -m tests.collect.torture --dialogues 2000
+
+corpus: .venv/installed-dev ## Build the dialogues of corpus/ and print what they hold
+	@$(BIN)/python corpus/build.py
 
 clean: ## Remove what was installed and built here; pulled models stay
 	rm -rf .venv .site .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -49,3 +49,25 @@ def test_the_memory_of_a_run() -> None:
     answer = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert answer.returncode == 0, answer.stderr
     assert json.loads(answer.stdout)["cards"] == 20
+
+
+def test_curation_beside_its_peers() -> None:
+    command = [sys.executable, str(BENCHMARKS / "curate.py"), "--talks", "120", "--rounds", "1"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert answer.returncode == 0, answer.stderr  # also when the hits of the two engines differ
+    rows = {row.get("measured"): row for row in map(json.loads, answer.stdout.splitlines())}
+    assert rows["word rules"]["equal_hits"] > 0
+    assert {"rules: words", "duplicates", "held-out texts", "personal data"} <= set(rows["stages"]["dialogues_per_second"])
+    assert rows["near-duplicates"]["skipped"] == "not asked for: --datasketch"
+    assert rows["operators"]["skipped"] == "not asked for: --data-juicer"
+
+
+def test_the_cost_of_whole_curations(tmp_path: Path) -> None:
+    picture = tmp_path / "scale.svg"
+    command = [sys.executable, str(BENCHMARKS / "curate.py"), "--scale", "30", "60", "--plot", str(picture)]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert answer.returncode == 0, answer.stderr
+    runs = [json.loads(line) for line in answer.stdout.splitlines()][1:]
+    assert [run["dialogues"] for run in runs] == [30, 60]
+    assert all(0 < run["kept"] < run["dialogues"] for run in runs)
+    assert picture.read_text("utf-8").rstrip().endswith("</svg>")

@@ -137,6 +137,17 @@ def test_bookish_words_are_for_older_children() -> None:
     assert _hits("idioms_for_little_ones", line) == []
 
 
+def test_what_was_asked_before_can_free_a_turn() -> None:
+    said = "孩子：妈，花瓶是我拿球打的"
+    assert _hits("kinship_vocative", said)
+    assert _hits("kinship_vocative", f"七巧板：我在听。|{said}")
+    assert _hits("kinship_vocative", f"孩子：头一句怎么说？|{said}"), "only the other speaker's turn counts"
+    assert _hits("kinship_vocative", f"七巧板：头一句怎么说？|孩子：嗯|七巧板：我在听。|{said}"), "only the turn before counts"
+    assert _hits("kinship_vocative", f"七巧板：头一句怎么说？|{said}") == []
+    rehearsal = "companion: What would you say to her?|child: mum, I broke the vase"
+    assert _hits("kinship_vocative", rehearsal) == []
+
+
 def test_acts_tell_what_comes_first() -> None:
     line = "孩子：考砸了|七巧板：嗯嗯|孩子：嗯|七巧板：好呀"
     talk = parse_talk(line, lang="zh", emotion="sad")

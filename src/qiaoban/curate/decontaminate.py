@@ -17,8 +17,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from qiaoban.conversation import Conversation, Lang, decode_lines, language, language_of, open_bytes, parse_record
-from qiaoban.curate.dedup import blocks, companion_turns, dialogue_text
+from qiaoban.conversation import Conversation, Lang, decode_lines, language_of, open_bytes, parse_record
+from qiaoban.curate.dedup import FoldedTalk, blocks
 from qiaoban.curate.near import BLOCK, Folded, NearIndex, fold
 from qiaoban.curate.stage import Dropped, Outcome
 from qiaoban.errors import DataError
@@ -55,18 +55,22 @@ class Hit(NamedTuple):
 
 
 class DenyList:
-    """Hashed n-grams of held-out texts. A text shorter than an n-gram stands for itself and hits only a turn that equals it."""
+    """N-grams of held-out texts, hashed where only their hashes are known.
+
+    A text shorter than an n-gram stands for itself and hits only a turn that equals it.
+    """
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self._hashes: list[list[str]] = []
-        self._where: dict[str, int] = {}
+        self._hashed: dict[str, int] = {}
+        self._plain: dict[str, int] = {}
 
     def add(self, entry: Entry, hashes: Iterable[str]) -> None:
         """A text by its n-gram hashes. An n-gram that two texts share names the first."""
         kept = sorted(set(hashes))
         for each in kept:
-            self._where.setdefault(each, len(self.entries))
+            self._hashed.setdefault(each, len(self.entries))
         self.entries.append(entry)
         self._hashes.append(kept)
 
@@ -75,12 +79,22 @@ class DenyList:
         for text in held_out.texts:
             folded = fold(text, language_of(text))
             if len(folded) >= LEAST[folded.lang]:
-                self.add(Entry(held_out.name, _sha(folded.text)), _hashes(folded))
+                kept = set(_ngrams(folded))
+                for each in kept:
+                    self._plain.setdefault(each, len(self.entries))
+                self.entries.append(Entry(held_out.name, _sha(folded.text)))
+                self._hashes.append(sorted(map(_short_sha, kept)))
 
     def find(self, folded: Folded) -> Entry | None:
-        """The held-out text with which `folded` shares an n-gram, if any."""
-        where = (self._where.get(each) for each in _hashes(folded))
-        return next((self.entries[at] for at in where if at is not None), None)
+        """The held-out text with which `folded` shares an n-gram, if any. Hashing is for hashed texts only."""
+        for each in _ngrams(folded):
+            at = self._plain.get(each)
+            if self._hashed:
+                hashed = self._hashed.get(_short_sha(each))
+                at = min((one for one in (at, hashed) if one is not None), default=None)
+            if at is not None:
+                return self.entries[at]
+        return None
 
     def rows(self) -> Iterator[tuple[Entry, list[str]]]:
         """Each text with its n-gram hashes, in the order in which they were added."""
@@ -101,6 +115,9 @@ def decontaminate(
     sets = [HeldOut(each.name, list(each.texts)) for each in against]
     for held_out in sets:
         listed.add_set(held_out)
+    if not listed.entries:
+        yield from talks
+        return
     near = _near_index(sets, threshold)
     for block in blocks(talks, BLOCK):
         probes = [_probes(talk) for talk in block]
@@ -166,20 +183,23 @@ def _sha(text: str) -> str:
     return sha256(text.encode()).hexdigest()
 
 
-def _hashes(folded: Folded) -> Iterator[str]:
-    """sha256 of each n-gram, shortened; one of the whole text where it is shorter than an n-gram."""
+def _short_sha(text: str) -> str:
+    return _sha(text)[:_DIGITS]
+
+
+def _ngrams(folded: Folded) -> Iterator[str]:
+    """Each n-gram; the whole text where it is shorter than one."""
     size = SIZES[folded.lang]
-    units: str | list[str] = folded.text if folded.lang == "zh" else folded.text.split()
-    gap = "" if folded.lang == "zh" else " "
-    for at in range(max(1, len(units) - size + 1)):
-        yield _sha(gap.join(units[at : at + size]))[:_DIGITS]
+    if folded.lang == "zh":
+        return (folded.text[at : at + size] for at in range(max(1, len(folded.text) - size + 1)))
+    words = folded.text.split()
+    return (" ".join(words[at : at + size]) for at in range(max(1, len(words) - size + 1)))
 
 
 def _probes(talk: Conversation) -> list[tuple[int, Folded]]:
     """What is compared: the first child turn, companion turns, and the whole talk as turn -1."""
-    lang = language(talk)
-    opening = [(at, fold(turn.content, lang)) for at, turn in enumerate(talk.turns) if turn.role == "user"][:1]
-    return [*opening, *companion_turns(talk, lang), (-1, dialogue_text(talk, lang))]
+    said = FoldedTalk(talk)
+    return [*said.first, *said.turns, (-1, said.dialogue)]
 
 
 def _ngram_hit(probes: Sequence[tuple[int, Folded]], listed: DenyList) -> Hit | None:

@@ -1,15 +1,14 @@
 """Duplicates: the same talk, nearly the same talk, the same opening, companion turns that are one template, the same meaning.
 
 A stream stage. Talks are compared with the talks kept before them, so that the first of a cluster stays and each talk that is
-left out names a kept one that it resembles. Memory: about 6 kB for a kept talk of 460 characters and eight companion turns
-(measured), and 4 bytes a dimension more for the pass by meaning; talks themselves are not held beyond a block.
+left out names a kept one that it resembles. Memory: about 2 kB for a kept talk with five companion turns that are new, and 4
+bytes a dimension more for the pass by meaning; texts lie on disk, and talks are not held beyond a block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from hashlib import sha256
 from itertools import islice
 from typing import Protocol, TypeVar
 
@@ -39,6 +38,11 @@ class Level:
     def __post_init__(self) -> None:
         if not 0.5 <= self.threshold <= 1:
             raise UsageError(f"a threshold of {self.threshold} is outside 0.5-1: below, unrelated talks would be proposed")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether any text is compared."""
+        return any(self.least.values())
 
 
 def _level(zh: int, en: int, least_zh: int, least_en: int) -> Level:
@@ -115,22 +119,33 @@ def blocks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield block
 
 
-def dialogue_text(talk: Conversation, lang: Lang) -> Folded:
-    """All that child and companion say, folded."""
-    return fold("\n".join(turn.content for turn in talk.turns if turn.role != "system"), lang)
+class FoldedTalk:
+    """What child and companion say, each turn folded once; `turns` are the companion's with their places among all turns."""
 
+    def __init__(self, talk: Conversation) -> None:
+        self.lang = language(talk)
+        self._said = [
+            (at, turn.role, fold(turn.content, self.lang)) for at, turn in enumerate(talk.turns) if turn.role != "system"
+        ]
+        self.turns = [(at, folded) for at, role, folded in self._said if role == "assistant"]
 
-def opening_text(talk: Conversation, lang: Lang) -> Folded:
-    """The first thing that the child says and the first reply, folded."""
-    said: list[str] = []
-    for role in ("user", "assistant"):
-        said += next(([turn.content] for turn in talk.turns if turn.role == role), [])
-    return fold("\n".join(said), lang)
+    @property
+    def dialogue(self) -> Folded:
+        """All that is said."""
+        return self._joined(folded for _, _, folded in self._said)
 
+    @property
+    def first(self) -> list[tuple[int, Folded]]:
+        """The first thing that the child says, with its place; empty if it says nothing."""
+        return [(at, folded) for at, role, folded in self._said if role == "user"][:1]
 
-def companion_turns(talk: Conversation, lang: Lang) -> list[tuple[int, Folded]]:
-    """Companion turns with their places among all turns, folded."""
-    return [(at, fold(turn.content, lang)) for at, turn in enumerate(talk.turns) if turn.role == "assistant"]
+    @property
+    def opening(self) -> Folded:
+        """The first thing that the child says and the first reply."""
+        return self._joined(folded for _, folded in [*self.first, *self.turns[:1]])
+
+    def _joined(self, parts: Iterable[Folded]) -> Folded:
+        return Folded(("" if self.lang == "zh" else " ").join(each.text for each in parts if each.text), self.lang)
 
 
 @dataclass(frozen=True)
@@ -149,10 +164,9 @@ def _rows(talks: Sequence[Conversation]) -> list[_Row]:
     rows: list[_Row] = []
     first = 0
     for place, talk in enumerate(talks):
-        lang = language(talk)
-        turns = companion_turns(talk, lang)
-        rows.append(_Row(talk, place, dialogue_text(talk, lang), opening_text(talk, lang), turns, first))
-        first += len(turns)
+        said = FoldedTalk(talk)
+        rows.append(_Row(talk, place, said.dialogue, said.opening, said.turns, first))
+        first += len(said.turns)
     return rows
 
 
@@ -161,7 +175,6 @@ class _Sieve:
 
     def __init__(self, levels: Levels, repeats: list[RepeatedTurn] | None) -> None:
         self.levels, self.repeats = levels, repeats
-        self.seen: dict[bytes, str] = {}
         self.dialogues, self.openings, self.turns = (
             NearIndex(each.threshold, each.sizes) for each in (levels.dialogue, levels.opening, levels.turn)
         )
@@ -169,23 +182,24 @@ class _Sieve:
     def block(self, talks: Sequence[Conversation]) -> Iterator[Outcome]:
         rows = _rows(talks)
         self.dialogues.open([row.dialogue for row in rows])
-        self.openings.open([row.opening for row in rows])
-        self.turns.open([folded for row in rows for _, folded in row.turns])
+        self.openings.open([row.opening for row in rows] if self.levels.opening.is_on else [])
+        self.turns.open([folded for row in rows for _, folded in row.turns] if self.levels.turn.is_on else [])
         for row in rows:
-            dropped = self._verdict(row)
+            found = self._repeated(row)
+            dropped = self._verdict(row, found)
             if dropped is None:
-                self._keep(row)
+                self._keep(row, {each.turn for each in found})
             yield dropped or row.talk
 
-    def _verdict(self, row: _Row) -> Dropped | None:
+    def _verdict(self, row: _Row, found: Sequence[RepeatedTurn]) -> Dropped | None:
         name = row.talk.id
-        if row.dialogue.text and (like := self.seen.get(_digest(row.dialogue))):
-            return Dropped(name, "exact", f"like {like}")
-        if _counts(row.dialogue, self.levels.dialogue) and (match := self.dialogues.match(row.place)):
+        match = self.dialogues.match(row.place)
+        if match and match.same:
+            return Dropped(name, "exact", f"like {match.tag}")
+        if match and _counts(row.dialogue, self.levels.dialogue):
             return Dropped(name, "near_dialogue", f"like {match.tag}, Jaccard {match.score:.2f}")
         if _counts(row.opening, self.levels.opening) and (match := self.openings.match(row.place)):
             return Dropped(name, "near_opening", f"like {match.tag}, Jaccard {match.score:.2f}")
-        found = self._repeated(row)
         if self.repeats is not None:
             self.repeats.extend(found)
         if row.turns and len(found) / len(row.turns) > self.levels.turn_share:
@@ -201,23 +215,18 @@ class _Sieve:
                 found.append(RepeatedTurn(row.talk.id, at, like, int(like_turn), round(match.score, 4)))
         return found
 
-    def _keep(self, row: _Row) -> None:
-        self.seen[_digest(row.dialogue)] = row.talk.id
-        if _counts(row.dialogue, self.levels.dialogue):
-            self.dialogues.keep(row.place, row.talk.id)
+    def _keep(self, row: _Row, repeated: Set[int]) -> None:
+        """A turn that repeats an earlier one is not kept: the first of a template stands for all, however many come."""
+        self.dialogues.keep(row.place, row.talk.id)
         if _counts(row.opening, self.levels.opening):
             self.openings.keep(row.place, row.talk.id)
         for place, (at, folded) in enumerate(row.turns, start=row.first_turn):
-            if _counts(folded, self.levels.turn):
+            if at not in repeated and _counts(folded, self.levels.turn):
                 self.turns.keep(place, f"{row.talk.id}#{at}")
 
 
 def _counts(folded: Folded, level: Level) -> bool:
     return 0 < level.least[folded.lang] <= len(folded)
-
-
-def _digest(folded: Folded) -> bytes:
-    return sha256(folded.text.encode()).digest()
 
 
 def _encode(encoder: Encoder, texts: Sequence[str]) -> Vectors:

@@ -31,15 +31,14 @@ def lint(talks: Iterable[Conversation], *, rules: Iterable[str] | None = None) -
 def _findings(talks: Iterable[Conversation], messages: Messages, wanted: frozenset[str]) -> Iterator[Finding]:
     with TemporaryDirectory(prefix="qiaoban-lint-") as folder:
         counts = CorpusCounts(Path(folder), wanted)
-        known: list[tuple[str, Lang]] = []
         for chunk in chunks(talks):
             turns = turns_table(chunk)
             about = _languages(chunk, turns)
             yield from messages.of(chunk_hits(chunk, turns, wanted), about)
             if wanted & CORPUS_RULES:
-                counts.add(turns, len(chunk))
-                known += about
-        yield from messages.of(list(counts.hits()), known)
+                counts.add(turns, about)
+        for about, hits in counts.hits():
+            yield from messages.of(hits, about)
 
 
 def chunk_hits(talks: Sequence[Conversation], turns: pl.DataFrame, wanted: frozenset[str]) -> list[Hit]:

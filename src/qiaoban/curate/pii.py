@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import polars as pl
+
 from qiaoban.bank import read_table
 from qiaoban.conversation import Conversation, Lang, language
+from qiaoban.curate.dedup import blocks
+from qiaoban.curate.literals import Gate
+from qiaoban.curate.near import BLOCK
 from qiaoban.curate.pii_checks import CHECKS, Check, Span, Words
 from qiaoban.curate.stage import Dropped, Outcome
 
@@ -73,19 +78,30 @@ class _Rules:
 def find_pii(text: str, lang: Lang) -> list[PiiHit]:
     """What identifies a person in `text`, in order and without overlap."""
     rules = _rules(lang)
-    plain, origin = _plain(text)
-    views = {"plain": plain, "digits": plain.translate(rules.numerals)}
-    if views["digits"] == plain:
-        del views["digits"]  # nothing new to see
+    return _find(text, _views(text, rules), rules, rules.patterns)
+
+
+def _views(text: str, rules: _Rules) -> dict[str, str]:
+    """The text as patterns see it; without `digits` where that shows nothing new."""
+    plain = _WIDE.sub(_narrow, _INVISIBLE.sub("", text).translate(_WIDE_MARKS))
+    digits = plain.translate(rules.numerals)
+    return {"plain": plain} if digits == plain else {"plain": plain, "digits": digits}
+
+
+def _find(text: str, views: Mapping[str, str], rules: _Rules, patterns: Iterable[_Pattern]) -> list[PiiHit]:
+    plain = views["plain"]
     taken: list[str | None] = [None] * len(plain)
     found: list[tuple[str, Span]] = []
-    for pattern in rules.patterns:
+    for pattern in patterns:
         for view in pattern.views:
             for start, end in pattern.spans(views.get(view, ""), rules.words):
                 others = {*taken[start:end]} - {None}
                 if not others or others == {pattern.kind} == {_COMPOSED}:
                     taken[start:end] = [pattern.kind] * (end - start)
                     found.append((pattern.kind, (start, end)))
+    if not found:
+        return []
+    origin = _origin(text)
     joined = _join_addresses(sorted(found, key=lambda each: each[1]), plain)
     return [_hit(kind, (origin[start], origin[end - 1] + 1), text) for kind, (start, end) in joined]
 
@@ -105,31 +121,58 @@ def without_pii(talks: Iterable[Conversation], *, redacting: bool = False) -> It
 
     System turns are ours and are not looked at.
     """
-    for talk in talks:
-        lang = language(talk)
-        found = {at: find_pii(turn.content, lang) for at, turn in enumerate(talk.turns) if turn.role != "system"}
-        if not any(found.values()):
-            yield talk
-        elif redacting:
-            turns = (
-                turn.model_copy(update={"content": redact(turn.content, lang)}) if found.get(at) else turn
-                for at, turn in enumerate(talk.turns)
-            )
-            yield talk.model_copy(update={"turns": tuple(turns)})
-        else:
-            places = [f"{hit.kind} in turn {at}" for at, hits in found.items() for hit in hits]
-            yield Dropped(talk.id, "pii", ", ".join(places))
+    for block in blocks(talks, BLOCK):
+        for talk, found in zip(block, _found_in(block), strict=True):
+            if not found:
+                yield talk
+            elif redacting:
+                lang = language(talk)
+                turns = (
+                    turn.model_copy(update={"content": redact(turn.content, lang)}) if at in found else turn
+                    for at, turn in enumerate(talk.turns)
+                )
+                yield talk.model_copy(update={"turns": tuple(turns)})
+            else:
+                places = [f"{hit.kind} in turn {at}" for at, hits in found.items() for hit in hits]
+                yield Dropped(talk.id, "pii", ", ".join(places))
+
+
+def _found_in(talks: Sequence[Conversation]) -> list[dict[int, list[PiiHit]]]:
+    """For each talk the turns with findings. Each pattern is tried only on the turns that have what it needs."""
+    found: list[dict[int, list[PiiHit]]] = [{} for _ in talks]
+    turns: dict[Lang, list[tuple[int, int, str]]] = {"zh": [], "en": []}
+    for number, talk in enumerate(talks):
+        turns[language(talk)] += [(number, at, turn.content) for at, turn in enumerate(talk.turns) if turn.role != "system"]
+    for lang, some in turns.items():
+        rules = _rules(lang)
+        views = [_views(text, rules) for _, _, text in some]
+        for place, patterns in _suspects(views, lang).items():
+            number, at, text = some[place]
+            if hits := _find(text, views[place], rules, [rules.patterns[each] for each in sorted(patterns)]):
+                found[number][at] = hits
+    return [dict(sorted(each.items())) for each in found]
+
+
+def _suspects(views: Sequence[Mapping[str, str]], lang: Lang) -> dict[int, set[int]]:
+    """The texts in which something may be found, with the patterns that may find it."""
+    gate = _gate(lang)
+    suspects: dict[int, set[int]] = {place: set(gate.always) for place in range(len(views))} if gate.always else {}
+    for view in ("plain", "digits"):
+        places = [place for place, each in enumerate(views) if view in each]
+        for pattern, rows in gate.passed(pl.Series([views[place][view] for place in places], dtype=pl.String)):
+            for row in rows:
+                suspects.setdefault(places[row], set()).add(pattern)
+    return dict(sorted(suspects.items()))
 
 
 def _hit(kind: str, span: Span, text: str) -> PiiHit:
     return PiiHit(kind, *span, text[slice(*span)])
 
 
-def _plain(text: str) -> tuple[str, list[int]]:
-    """The text with ASCII letters and digits and nothing invisible, and for each character where it came from."""
+def _origin(text: str) -> list[int]:
+    """For each character of the plain view, where in the text it stands."""
     hidden = {match.start() for match in _INVISIBLE.finditer(text)}
-    kept = [at for at in range(len(text)) if at not in hidden]
-    return _WIDE.sub(_narrow, _INVISIBLE.sub("", text).translate(_WIDE_MARKS)), kept
+    return [at for at in range(len(text)) if at not in hidden]
 
 
 def _narrow(match: re.Match[str]) -> str:
@@ -162,6 +205,11 @@ def _rules(lang: Lang) -> _Rules:
         tags=own["tags"],
         numerals=str.maketrans(numerals["han"], numerals["digits"]),
     )
+
+
+@cache
+def _gate(lang: Lang) -> Gate:
+    return Gate([[(each.needs or each.regex).pattern] for each in _rules(lang).patterns])
 
 
 def _pattern(row: Mapping[str, Any], words: Mapping[str, str]) -> _Pattern:

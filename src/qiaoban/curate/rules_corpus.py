@@ -1,9 +1,9 @@
 """Rules about all dialogues together: openings, phrases and whole turns that come again and again.
 
 What repeats is known only at the end, and the texts do not fit into memory. So the first pass counts and puts what it counted
-on disk, and the second pass reads that back, a chunk at a time. Memory holds one counter for each distinct opening and long turn
-(some 20 bytes), and a table of counters for n-grams whose size does not depend on the corpus; n-grams that share a counter are
-told apart in the second pass. The disk holds about 2 kB a talk while it runs.
+on disk, and the second pass reads that back, a chunk at a time. Memory holds a counter for each distinct opening and long turn
+(some 20 bytes) and a table of counters for n-grams that does not grow with the corpus; n-grams that share a counter are told
+apart in the second pass. The disk holds about 3 kB a talk while it runs.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ TURN_ZH, TURN_EN = 12, 6  # a turn longer than this is not said twice by chance
 
 _COUNTERS = 1 << 22
 _MERGE_EVERY = 16
+_WINDOWED = 10_000  # turns whose n-grams are made at once: each character takes a hundred bytes while they are
 _NO_LETTER = r"[^a-z0-9'\u3400-\u9fff]+"
 
 CORPUS_RULES = frozenset({"template_opening", "template_ngram", "duplicate_turn"})
@@ -69,7 +70,9 @@ class CorpusCounts:
         if "template_ngram" in self._wanted:
             grams = _ngrams(own)
             grams.write_ipc(self._file("grams"))
-            self._buckets.add(grams.select("talk", _bucket()).unique().group_by("bucket").agg(count=pl.len()))
+            place = (pl.col("talk").cast(pl.UInt64) * _COUNTERS + pl.col("gram") % _COUNTERS).unique()
+            buckets = grams.select(bucket=(place % _COUNTERS).cast(pl.UInt32))
+            self._buckets.add(buckets.group_by("bucket").agg(count=pl.len()))
         self._talks += len(talks)
         self._turns += own.height
         self._chunks += 1
@@ -78,19 +81,19 @@ class CorpusCounts:
         return self._folder / f"{self._chunks if chunk is None else chunk}.{name}"
 
     def hits(self) -> Iterator[tuple[list[tuple[str, Lang]], list[tuple[int, int, str, str]]]]:
-        """For each chunk its talks as they were given, and talk (counted in the chunk), turn, rule and words of what repeats."""
+        """For each chunk its talks as given, and of all that repeats: talk (counted in the chunk), turn, rule, words."""
         if not self._chunks:
             return
         find = [partial(_duplicates, again=self._long.at_least(2))] if "duplicate_turn" in self._wanted else []
         if "template_opening" in self._wanted and self._talks >= FEWEST_TALKS:
             often = self._openings.at_least(OPENING_SHARE * self._turns)
             find.append(partial(_openings, often=often.filter(pl.col("count") > OPENING_SHARE * self._turns)))
-        often = self._templates() if "template_ngram" in self._wanted and self._talks >= FEWEST_TALKS else None
+        templates = self._templates() if "template_ngram" in self._wanted and self._talks >= FEWEST_TALKS else None
         for chunk in range(self._chunks):
             turns = pl.read_ipc(self._file("turns", chunk))
             hits = [hit for some in find for hit in some(turns).iter_rows()]
-            if often is not None:
-                hits += _template_hits(turns, pl.read_ipc(self._file("grams", chunk)), often)
+            if templates is not None:
+                hits += _template_hits(turns, pl.read_ipc(self._file("grams", chunk)), templates)
             yield list(pl.read_ipc(self._file("talks", chunk)).iter_rows()), hits
 
     def _templates(self) -> pl.DataFrame:
@@ -129,7 +132,8 @@ def _long_turn() -> pl.Expr:
 def _ngrams(own: pl.DataFrame) -> pl.DataFrame:
     """Hashes of all n-grams: `row`, `talk`, `at` (position of the first character or word), `gram`."""
     return pl.concat(
-        _windows(own.filter(pl.col("lang") == lang), gap, size)
+        _windows(part.filter(pl.col("lang") == lang), gap, size)
+        for part in (own.iter_slices(_WINDOWED) if own.height else [own])
         for lang, gap, size in (("zh", "", NGRAM_ZH), ("en", " ", NGRAM_EN))
     )
 
@@ -156,9 +160,7 @@ def _duplicates(turns: pl.DataFrame, again: pl.DataFrame) -> pl.DataFrame:
 
 
 def _openings(turns: pl.DataFrame, often: pl.DataFrame) -> pl.DataFrame:
-    return turns.join(often, on="opening", maintain_order="left").select(
-        "talk", "turn", pl.lit("template_opening"), "opening"
-    )
+    return turns.join(often, on="opening", maintain_order="left").select("talk", "turn", pl.lit("template_opening"), "opening")
 
 
 def _template_hits(turns: pl.DataFrame, grams: pl.DataFrame, often: pl.DataFrame) -> list[tuple[int, int, str, str]]:

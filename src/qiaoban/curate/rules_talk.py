@@ -137,6 +137,7 @@ class Disclosures:
 
     def _read(self, rows: Sequence[tuple[int, int, Lang]]) -> None:
         """Judge the turns (talk, turn, language) that were not judged before."""
+        priority = load_policy().priority
         for lang in LANGS:
             new = [(number, turn) for number, turn, own in rows if own == lang and (number, turn) not in self._verdicts]
             books = likely_books([self._talks[number].turns[turn].content for number, turn in new], lang)
@@ -145,7 +146,7 @@ class Disclosures:
                 context = talk.turns[max(0, turn - CONTEXT_TURNS) : turn]
                 band = talk.meta.age_band or AgeBand.B9_11
                 message = ChildMessage(text=talk.turns[turn].content, context=context, lang=lang, band=band)
-                self._verdicts[number, turn] = RuleClassifier([book], load_policy().priority).assess(message)
+                self._verdicts[number, turn] = RuleClassifier([book], priority).assess(message)
 
 
 def missing_referral(talks: Sequence[Conversation], turns: pl.DataFrame, disclosures: Disclosures) -> list[Hit]:
@@ -165,7 +166,7 @@ def missing_referral(talks: Sequence[Conversation], turns: pl.DataFrame, disclos
 def interrogates_disclosure(talks: Sequence[Conversation], turns: pl.DataFrame, disclosures: Disclosures) -> list[Hit]:
     """Companion turns that ask for the course, the number or the proof after a child has told of being harmed."""
     asking = turns.select("row", "talk", "turn").join(rows_with(turns, "details", "assistant"), on="row")
-    told = disclosures.told(asking["talk"].unique().to_list(), DONE_TO_CHILD, ("harm_done", "harm_peer"))
+    told = disclosures.told(asking["talk"].unique().to_list(), DONE_TO_CHILD, ("harm_done", "harm_peer", "harm_threat"))
     for number, turn in _hurt_by_adults(turns):
         told.setdefault(number, []).append(turn)
     return [

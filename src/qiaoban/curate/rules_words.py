@@ -32,7 +32,7 @@ _NO_LIMIT = 10**9
 @dataclass(frozen=True, kw_only=True)
 class Words:
     """A word list, compiled to patterns. `column` is the column of the table that is searched; with `after`, only turns that
-    answer one of the other speaker's in which one of these patterns is found."""
+    answer one of the other speaker's in which one of these patterns is found; with `unless`, only turns that do not."""
 
     rule: str
     lang: Lang
@@ -43,6 +43,7 @@ class Words:
     bands: tuple[str, ...] = ()
     except_general: bool = False
     after: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
 
     def applies(self) -> pl.Expr:
         """Which rows of the table this list is for."""
@@ -52,8 +53,9 @@ class Words:
         if self.except_general:
             rows &= pl.col("domain").ne_missing(GENERAL)
         if self.after:
-            asked = pl.any_horizontal(pl.col("before").str.contains(_for_rust(words)) for words in self.after)
-            rows &= (pl.col("before_role") != pl.col("role")) & asked
+            rows &= _answers(self.after)
+        if self.unless:
+            rows &= ~_answers(self.unless)
         return rows
 
     def first_look(self) -> pl.Expr:
@@ -66,6 +68,12 @@ class Words:
         if self.free:
             text = text.str.replace_all(_for_rust(self.free), GONE)
         return pl.coalesce(text.str.extract(f"({_for_rust(hit)})", 1) for hit in self.hits)
+
+
+def _answers(patterns: Iterable[str]) -> pl.Expr:
+    """Whether the turn before is of the other speaker and holds one of `patterns`; false for the first turn of a talk."""
+    asked = pl.any_horizontal(pl.col("before").str.contains(_for_rust(words)) for words in patterns)
+    return ((pl.col("before_role") != pl.col("role")) & asked).fill_null(value=False)
 
 
 def _for_rust(pattern: str) -> str:
@@ -101,6 +109,7 @@ def _words(name: str, row: Mapping[str, Any], lang: Lang, speakers: Mapping[str,
             bands=tuple(row.get("bands", ())),
             except_general=bool(row.get("except_general", False)),
             after=_compiled(row.get("after", ()), names),
+            unless=_compiled(row.get("unless", ()), names),
         )
     except (KeyError, re.error) as error:
         raise DataError(f"list {name!r}: {error}", path=f"curate/lexicon_{lang}.toml") from None
