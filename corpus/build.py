@@ -23,8 +23,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from qiaoban.collect.card import Card, read_plan
-from qiaoban.conversation import EMOTION_FAMILIES, Act, Conversation, Lang, Meta, Provenance, Turn, write_conversations
+from qiaoban.conversation import EMOTION_FAMILIES, Act, Conversation, Lang, Meta, Provenance, Turn, explain, write_conversations
 from qiaoban.curate.lint import lint
 from qiaoban.errors import DataError, QiaobanError
 
@@ -45,7 +47,8 @@ def cards(lang: Lang) -> dict[str, Card]:
 def parse(path: Path, known: dict[str, Card]) -> Iterator[Conversation]:
     """The dialogues of an authored file. `DataError` names the line."""
     card, changes, turns = None, dict[str, str](), list[Turn]()
-    for number, row in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    seen: set[str] = set()
+    for number, row in enumerate(read_text(path).splitlines(), start=1):
         line = row.strip()
         if not line or line.startswith("#"):
             continue
@@ -54,6 +57,9 @@ def parse(path: Path, known: dict[str, Card]) -> Iterator[Conversation]:
                 yield dialogue(card, changes, turns, path)
             if head["id"] not in known:
                 raise DataError(f"there is no card {head['id']!r}", path=path, line=number)
+            if head["id"] in seen:
+                raise DataError(f"card {head['id']!r} is written twice", path=path, line=number)
+            seen.add(head["id"])
             card, turns = known[head["id"]], []
             changes = dict(pair.split("=", 1) for pair in head["changes"].split())
         elif (turn := _TURN.match(line)) and card:
@@ -62,6 +68,14 @@ def parse(path: Path, known: dict[str, Card]) -> Iterator[Conversation]:
             raise DataError(f"neither a card nor a turn: {line[:40]!r}", path=path, line=number)
     if card:
         yield dialogue(card, changes, turns, path)
+
+
+def read_text(path: Path) -> str:
+    """A file in UTF-8. `DataError` where it is none."""
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot be read: {error}", path=path, hint="give a text file in UTF-8") from None
 
 
 def read_turn(found: re.Match[str], path: Path, number: int) -> Turn:
@@ -91,7 +105,10 @@ def dialogue(card: Card, changes: dict[str, str], turns: list[Turn], path: Path)
         "risk": card.risk,
         "relation": "companion",
     } | changes
-    about = Meta.model_validate(meta)
+    try:
+        about = Meta.model_validate(meta)
+    except ValidationError as error:
+        raise DataError(f"card {card.id!r}: {explain(error, Meta)}", path=path) from None
     if turns[0].role == "user":
         turns[0] = turns[0].model_copy(update={"emotion": about.emotion})
     provenance = Provenance(

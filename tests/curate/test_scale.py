@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qiaoban.cluster import Crew
-from qiaoban.conversation import Conversation, read_conversations, write_conversations
+from qiaoban.conversation import Conversation, Turn, read_conversations, write_conversations
 from qiaoban.curate.decontaminate import HeldOut
 from qiaoban.curate.pipeline import CurateOptions, curate
 from qiaoban.curate.scale import ray_hands
@@ -23,7 +23,13 @@ def many() -> list[Conversation]:
     """Clean talks, some that the rules drop, copies, and phone numbers: every stage has something to leave out."""
     clean = [talk(row["id"], row) for row in rows(PLANTED / "clean.jsonl")]
     bad = [talk(f"secret-{n}", row) for n, row in enumerate(rows(PLANTED / "secrecy.jsonl"))]
-    return [*TALKS, *clean, *bad, *(one.model_copy(update={"id": f"again-{one.id}"}) for one in clean[:20])]
+    odd = GOOD.model_copy(update={"id": "odd", "turns": tuple(_broken(turn) for turn in GOOD.turns[:4])})
+    return [*TALKS, odd, *clean, *bad, *(one.model_copy(update={"id": f"again-{one.id}"}) for one in clean[:20])]
+
+
+def _broken(turn: Turn) -> Turn:
+    """With characters in it at which some programs end a line."""
+    return turn.model_copy(update={"content": f"\x85{turn.content}\u2028\u2029"})
 
 
 def files(folder: Path) -> dict[str, bytes]:

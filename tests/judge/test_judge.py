@@ -121,6 +121,9 @@ class TestEvidence:
         assert found.turn_of("他说是他的", 9) == 1
         assert found.turn_of("我没有说话") is None
         assert found.turn_of("嗯") is None, "one character proves nothing"
+        assert Evidence(HAMSTER).turn_of("ham") is None, "part of a word is no word"
+        assert Evidence(HAMSTER).turn_of("hamster DIED!") == 1
+        assert Evidence(talk("t", "……", "我等你。")).turn_of("……") == 1, "but a silence may be the whole turn"
         assert found.turn_of(None) is None
 
     def test_the_claimed_turn_is_kept_where_the_words_stand_twice(self) -> None:
@@ -157,6 +160,10 @@ class TestTalks:
             ('{"judgements":[]}', "judgements"),
             (levels().replace('"limit"', '"limits"'), "no dimension"),
             (levels().replace('"level": 2', '"level": 3', 1), "level"),
+            (
+                json.dumps({"judgements": [*json.loads(levels())["judgements"], {"dimension": "accept", "level": None}]}),
+                "twice",
+            ),
             (json.dumps({"judgements": json.loads(levels())["judgements"][1:]}), "missing"),
             ("我觉得都挺好。", "JSON"),
         ],
@@ -196,11 +203,11 @@ class TestCommand:
         assert (stats["read"], stats["kept"], stats["dropped"]) == (2, 2, {})
         assert set(stats["levels"]) == {"fake-teacher", "fake-teacher again 1"}
         assert {tuple(row["raters"]) for row in stats["agreement"]} == {("fake-teacher", "fake-teacher again 1")}
-        with Ledger(out / "ledger.sqlite", read_only=True) as ledger:
+        with Ledger(out / "levels.sqlite", read_only=True) as ledger:
             answered = ledger.totals().answered
         assert asked("talks", file, out, url=judge, options=("--rounds", "2", "--least", "all=0")) == 0
         assert {path.name: path.read_bytes() for path in out.glob("*.json*")} == before
-        with Ledger(out / "ledger.sqlite", read_only=True) as ledger:
+        with Ledger(out / "levels.sqlite", read_only=True) as ledger:
             assert ledger.totals().answered == answered
 
     def test_what_falls_short_is_dropped_with_the_judges_words(self, tmp_path: Path, file: Path, judge: str) -> None:
@@ -221,6 +228,33 @@ class TestCommand:
         counted = {name: level["level"] for name, level in levels.items() if level.get("level") is not None and name != "limit"}
         assert {row["dimension"]: row["equal"] for row in stats["agreement"]} == {n: float(v == 2) for n, v in counted.items()}
         assert {tuple(row["raters"]) for row in stats["agreement"]} == {("fake-teacher", "people")}
+
+    def test_another_judge_of_a_changed_talk_is_alone_with_it(self, tmp_path: Path, file: Path, judge: str) -> None:
+        assert asked("talks", file, tmp_path / "j", url=judge) == 0
+        write_conversations(file, [LECTURE, HAMSTER])
+        options = ("--model", "second-judge", "--base-url", judge, "--least", "all=0")
+        assert qiaoban(["judge", "talks", str(file), str(tmp_path / "j"), *options]) == 0
+        rows = [json.loads(line) for line in (tmp_path / "j" / "judgements.jsonl").read_text("utf-8").splitlines()]
+        assert [(row["id"], row["judge"]) for row in rows] == [
+            ("eraser", "second-judge"),
+            ("hamster", "fake-teacher"),
+            ("hamster", "second-judge"),
+        ]
+
+    @pytest.mark.parametrize(
+        "line",
+        ['{"id":"eraser","levels":{"accept":5}}', '{"id":"eraser","levels":{"warmth":1}}', '{"id":"a","levels":{}}\n' * 2],
+    )
+    def test_levels_by_people_are_checked_before_anything_is_asked(self, tmp_path: Path, file: Path, line: str) -> None:
+        (tmp_path / "people.jsonl").write_text(line, "utf-8")
+        options = ("--people", str(tmp_path / "people.jsonl"))
+        assert asked("talks", file, tmp_path / "j", url="http://127.0.0.1:9/v1", options=options) == 1
+        assert not (tmp_path / "j").exists()
+
+    @pytest.mark.parametrize("name", ["people", "a\tb", "a again 1"])
+    def test_a_judge_needs_a_name_of_its_own(self, tmp_path: Path, file: Path, name: str) -> None:
+        given = ["judge", "talks", str(file), str(tmp_path / "j"), "--model", name]
+        assert qiaoban([*given, "--base-url", "http://127.0.0.1:9/v1"]) == 2
 
     def test_a_changed_file_wants_a_folder_of_its_own(
         self, tmp_path: Path, file: Path, judge: str, capsys: pytest.CaptureFixture[str]

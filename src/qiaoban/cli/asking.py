@@ -80,7 +80,7 @@ def job_of(
 ) -> tuple[Job, EngineChoice | None]:
     """The job that the options ask for, and the engine where it is embedded. `UsageError` where they contradict each other."""
     env = settings.load()
-    url = base_url or env.openai_base_url or _OPENAI
+    url = check_url(base_url or env.openai_base_url or _OPENAI)
     if given["budget_money"] is not None and price is None:
         raise UsageError("a budget in money needs a price", hint="give --price IN,OUT for a million tokens")
     if embedded and base_url:
@@ -94,7 +94,7 @@ def job_of(
     if not embedded and not env.openai_api_key and urlsplit(url).scheme == "https":
         raise UsageError(f"no key for {url}", hint="set OPENAI_API_KEY, or give --base-url for another endpoint")
     limits = Limits(concurrency=given.pop("concurrency"), rpm=given.pop("rpm"), tpm=given.pop("tpm"))
-    endpoint = Endpoint(base_url=check_url(url), model=model, api_key=env.openai_api_key or "", timeout=given.pop("timeout"))
+    endpoint = Endpoint(base_url=url, model=model, api_key=env.openai_api_key or "", timeout=given.pop("timeout"))
     if embedded:
         limits, given["json_mode"] = replace(limits, concurrency=1), "none"
     job = Job(endpoint=endpoint, limits=limits, price=Price(*price) if price else None, **given)
@@ -177,7 +177,7 @@ def alone(lock: Path, ledger: Path) -> Iterator[None]:
     try:
         held.acquire(timeout=0)
     except Timeout:
-        raise UsageError(f"another run works in {lock.parent}", hint="look at it with `qiaoban collect status`") from None
+        raise UsageError(f"another run works in {lock.parent}", hint="wait for it, or stop it") from None
     except OSError as error:
         raise UsageError(f"{lock.parent} cannot be written in: {error.strerror}", hint="give another folder") from None
     try:

@@ -21,8 +21,8 @@ from qiaoban.engine.choose import EngineChoice
 from qiaoban.errors import DataError, QiaobanError, UsageError
 from qiaoban.formats import read_talks
 from qiaoban.judge.pairs import PairItem, judge_pair, matched
-from qiaoban.judge.results import LEAST, least_levels, write_pair_results, write_talk_results
-from qiaoban.judge.rubric import OVERALL
+from qiaoban.judge.results import HUMAN, LEAST, least_levels, read_people, write_pair_results, write_talk_results
+from qiaoban.judge.rubric import AGAIN, OVERALL, SEPARATOR, rater
 from qiaoban.judge.talks import TalkItem, judge_talk
 from qiaoban.teacher.ask import LiveSource
 from qiaoban.teacher.job import Job
@@ -54,17 +54,17 @@ def talks(file: Path, folder: Path, rounds: int, least: dict[str, float], people
     """Give every talk of FILE a level from 0 to 2 in each dimension of emotion coaching and safety.
 
     Evidence is quoted, and a quotation that does not stand in the talk counts for nothing. Run again with another --model into
-    the same FOLDER and both count: stats.json says how far they agree. Every answer is kept in FOLDER/ledger.sqlite, so that
+    the same FOLDER and both count: stats.json says how far they agree. Every answer is kept in FOLDER/levels.sqlite, so that
     nothing is paid twice. Writes judgements.jsonl, kept.jsonl, dropped.jsonl and stats.json.
     """
-    wanted = least_levels(least)
-    session = _Session(folder, **given)
+    wanted, levels = least_levels(least), read_people(people) if people else {}
+    session = _Session(folder, "levels.sqlite", rounds, **given)
 
     def items() -> Iterator[TalkItem]:
         return (TalkItem(talk, session.judge, n) for talk in read_talks(file) for n in range(rounds))
 
     with session.judged(file, items, judge_talk) as ledger:
-        stats = write_talk_results(read_talks(file), folder, ledger, wanted, people)
+        stats = write_talk_results(read_talks(file), folder, ledger, wanted, levels)
     if session.as_json:
         emit({**stats, **session.outcome})
     else:
@@ -86,13 +86,13 @@ def pairs(a: Path, b: Path, folder: Path, **given: Any) -> int:
     The second time the sides are exchanged, and a verdict that does not survive it is `unclear`. Writes comparisons.jsonl and
     stats.json.
     """
-    session = _Session(folder, **given)
+    session = _Session(folder, "comparisons.sqlite", 1, **given)
 
     def items() -> Iterator[PairItem]:
         return matched(read_talks(a), read_talks(b), session.judge)
 
     with session.judged(b, items, judge_pair) as ledger:
-        stats = write_pair_results(lambda: (talk.id for talk in read_talks(b)), folder, ledger)
+        stats = write_pair_results(items(), folder, ledger)
     if session.as_json:
         emit({**stats, **session.outcome})
     else:
@@ -113,9 +113,14 @@ class _Session:
     as_json: bool
     outcome: dict[str, Any]
 
-    def __init__(self, folder: Path, *, retry_failed: bool, as_json: bool, **given: Any) -> None:
+    def __init__(self, folder: Path, ledger: str, rounds: int, *, retry_failed: bool, as_json: bool, **given: Any) -> None:
         self.folder, self.as_json, self._retry = folder, as_json, retry_failed
+        self._place, self._rounds = folder / ledger, rounds
         self.job, self.engine = job_of(**given)
+        if self.judge == HUMAN or SEPARATOR in self.judge or AGAIN in self.judge:
+            raise UsageError(
+                f"a judge cannot be called {self.judge!r} here", hint="give the model another name at the endpoint"
+            )
         self.outcome = {}
         self._stopped: QiaobanError | None = None
 
@@ -129,7 +134,7 @@ class _Session:
         self, file: Path, items: Callable[[], Iterator[Item]], settle: Callable[..., Awaitable[str]]
     ) -> Iterator[Ledger]:
         """Ask about all open items, then hand over the ledger for the results, whatever stopped it."""
-        place = self.folder / "ledger.sqlite"
+        place = self._place
         if not place.exists() and (self.folder / "kept.jsonl").exists():
             raise UsageError(
                 f"{self.folder} holds something else", hint=f"give a folder of its own, such as {self.folder / 'judge'}"
@@ -140,12 +145,15 @@ class _Session:
         with alone(self.folder / ".run.lock", place), Ledger(place) as ledger:
             room_for_files(self.job.limits.concurrency)
             if self._retry:
-                note(f"{ledger.retry_failed()} failed talks are open again")
+                mine = (rater(self.judge, n) + SEPARATOR for n in range(self._rounds))
+                note(f"{sum(map(ledger.retry_failed, mine))} that failed are open again")
 
             def start(source: LiveSource) -> tuple[Callable[[Any], Awaitable[str]], Iterator[Item]]:
                 return partial(settle, teacher=self.job.teacher(ledger, source)), open_items(items(), ledger, file)
 
             self._stopped = asyncio.run(work_live(ledger, self.job, self.engine, total, start))
+            if isinstance(self._stopped, DataError):  # the file is not the one that was judged
+                raise self._stopped
             yield ledger
             totals, settled = ledger.totals(), Counter((ledger.state(item.id) or ("open",))[0] for item in items())
         self.outcome = {

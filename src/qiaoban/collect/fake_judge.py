@@ -18,7 +18,7 @@ def judgements(prompt: str, below: Below) -> list[dict[str, Any]]:
     turns, rows = _turns(prompt), list[dict[str, Any]]()
     for name in _DIMENSION.findall(prompt):
         turn, level = turns[below(len(turns))], (2, 2, 1, 2, 1, 2, 2, None)[below(8)]
-        proof = {"turn": turn["n"], "quote": turn["text"][:_QUOTED]} if level is not None else {"turn": None, "quote": None}
+        proof = {"turn": turn["n"], "quote": _start(turn["text"])} if level is not None else {"turn": None, "quote": None}
         rows.append({"dimension": name, **proof, "why": "made up", "level": level})
     return rows
 
@@ -45,4 +45,9 @@ def _length(turns: Sequence[dict[str, Any]]) -> int:
 
 
 def _quote(turns: Sequence[dict[str, Any]], below: Below) -> str:
-    return str(turns[below(len(turns))]["text"][:_QUOTED])
+    return _start(turns[below(len(turns))]["text"])
+
+
+def _start(text: str) -> str:
+    """The first words: so many characters, or a third as many words where there are words."""
+    return " ".join(text.split()[: _QUOTED // 3]) if text.isascii() else text[:_QUOTED]

@@ -12,18 +12,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from qiaoban.cluster import Crew, ray_data
-from qiaoban.conversation import Conversation, parse_conversation, write_conversations
+from qiaoban.conversation import Conversation, parse_conversation
+from qiaoban.curate.dedup import blocks
 from qiaoban.curate.lint import lint
 from qiaoban.curate.pipeline import Read, Stage
 from qiaoban.curate.rules import Finding, load_rules
 from qiaoban.curate.rules_corpus import CORPUS_RULES
 from qiaoban.curate.stage import Dropped, Outcome
+from qiaoban.files import write_lines
 
 _BATCH = 2000  # talks: enough for a compiled rule to pay, little enough to be spread
+_ONE_LINE = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})  # Ray ends a line there
 Rows = Mapping[str, Any]
 
 
@@ -56,9 +60,11 @@ class RayHands:
 
     def _mapped(self, work: Callable[[Iterable[Conversation]], Rows], talks: Iterable[Conversation]) -> Iterator[Rows]:
         self._spooled += 1
-        path = self._folder / f"{self._spooled}.jsonl"
-        if write_conversations(path, talks):
-            lines = self._data.read_text(str(path)).repartition(target_num_rows_per_block=self._batch)
+        folder = self._folder / str(self._spooled)
+        for number, batch in enumerate(blocks(talks, self._batch)):  # a file is a block, and is read by one worker at a time
+            write_lines(folder / f"{number:09}.jsonl", (talk.to_json().translate(_ONE_LINE) for talk in batch))
+        if folder.exists():
+            lines = self._data.read_text(f"local://{folder}")  # the driver reads: its disk may be nobody else's
             rows = lines.map_batches(
                 _Worker,
                 batch_size=self._batch,
@@ -67,7 +73,7 @@ class RayHands:
                 fn_constructor_args=(work,),
             )
             yield from rows.iter_rows()
-        path.unlink()
+            rmtree(folder)
 
 
 class _Worker:

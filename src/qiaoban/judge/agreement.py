@@ -29,7 +29,7 @@ class Agreement:
     def table(self) -> list[dict[str, object]]:
         """One row a pair of raters and dimension: how many levels, the share that is equal, kappa, and opposite ones.
 
-        Kappa is None where either rater gave one level only: chance and agreement cannot be told apart then.
+        Kappa is None where both gave one and the same level only: chance and agreement cannot be told apart then.
         """
         rows: list[dict[str, object]] = []
         for (first, second), dimensions in sorted(self._pairs.items()):

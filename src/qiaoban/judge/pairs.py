@@ -67,8 +67,8 @@ async def judge_pair(item: PairItem, teacher: Teacher) -> str:
 
 class _Line(BaseModel):
     dimension: str
-    quote_first: str = ""
-    quote_second: str = ""
+    quote_first: str | None = None
+    quote_second: str | None = None
     why: str = ""
     better: Literal["first", "second", "same"]
 
@@ -94,7 +94,10 @@ async def _asked(item: PairItem, rubric: Rubric, teacher: Teacher, *, swapped: b
 
 def _read(text: str, rubric: Rubric, first: Conversation, second: Conversation) -> Mapping[str, _Line]:
     """Every dimension and `overall` once. A preference needs a quotation from each side; `same` needs none."""
-    by_name = {line.dimension: line for line in validated(_Answer, json_of(text)).comparisons}
+    lines = validated(_Answer, json_of(text)).comparisons
+    by_name = {line.dimension: line for line in lines}
+    if len(by_name) < len(lines):
+        raise BadReplyError("twice", "a dimension was there twice")
     names = (*rubric.paired, OVERALL)
     if missing := [name for name in names if name not in by_name]:
         raise BadReplyError("missing_dimension", f"{missing[0]!r} was missing")
@@ -102,7 +105,7 @@ def _read(text: str, rubric: Rubric, first: Conversation, second: Conversation) 
     for name in rubric.paired:
         line = by_name[name]
         quotes = (line.quote_first, line.quote_second)
-        wrong = [quote for side, quote in zip(sides, quotes, strict=True) if side.turn_of(quote) is None]
+        wrong = [quote or "" for side, quote in zip(sides, quotes, strict=True) if side.turn_of(quote) is None]
         if line.better != "same" and wrong:
             raise BadReplyError("no_such_quote", f"a quotation for {name!r} does not stand in its talk: {wrong[0][:60]!r}")
     return {name: by_name[name] for name in names}

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from qiaoban.conversation import Conversation, parse_record, read_records
-from qiaoban.errors import UsageError
+from qiaoban.errors import DataError, UsageError
 from qiaoban.files import write_atomically, write_json
 from qiaoban.judge.agreement import Agreement
-from qiaoban.judge.pairs import VERDICTS, Verdict
+from qiaoban.judge.pairs import VERDICTS, PairItem, Verdict
 from qiaoban.judge.rubric import OVERALL, SEPARATOR, load_rubric, rater
-from qiaoban.judge.talks import Judgement, Level
+from qiaoban.judge.talks import Judgement, Level, TalkItem
 from qiaoban.teacher.ledger import Ledger
 
 LEAST: Mapping[str, int] = {"all": 1, "safeguard": 2}  # a level 0 anywhere is a fault; with a child at risk so is half-done
@@ -35,7 +35,21 @@ class HumanLevels(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     id: str
-    levels: dict[str, int | None]
+    levels: dict[str, Literal[0, 1, 2] | None]
+
+
+def read_people(path: Path) -> dict[str, dict[str, int | None]]:
+    """Levels by people, by talk. `DataError` names an unknown dimension, and a talk that stands there twice."""
+    names, found = set(load_rubric("zh").dimensions), dict[str, dict[str, int | None]]()
+    for row in read_records(path, HumanLevels):
+        if unknown := sorted(set(row.levels) - names):
+            raise DataError(
+                f"{unknown[0]!r} of talk {row.id!r} is no dimension", path=path, hint=f"they are {', '.join(sorted(names))}"
+            )
+        if row.id in found:
+            raise DataError(f"talk {row.id!r} stands there twice", path=path, hint="give each person a file of their own")
+        found[row.id] = dict(row.levels)
+    return found
 
 
 def least_levels(given: Mapping[str, float]) -> dict[str, int]:
@@ -54,6 +68,7 @@ class _Counts:
 
     read: int = 0
     kept: int = 0
+    by_people: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     levels: defaultdict[str, defaultdict[str, Counter[str]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(Counter))
@@ -75,6 +90,7 @@ class _Counts:
         return {
             "read": self.read,
             "kept": self.kept,
+            "judged_by_people": self.by_people,
             "dropped": dict(sorted(self.dropped.items())),
             "levels": levels,
             "agreement": self.agreement.table(),
@@ -83,27 +99,31 @@ class _Counts:
 
 
 def write_talk_results(
-    talks: Iterable[Conversation], folder: Path, ledger: Ledger, least: Mapping[str, int], people: Path | None = None
+    talks: Iterable[Conversation],
+    folder: Path,
+    ledger: Ledger,
+    least: Mapping[str, int],
+    people: Mapping[str, Mapping[str, int | None]],
 ) -> dict[str, Any]:
     """Write `judgements.jsonl`, `kept.jsonl`, `dropped.jsonl` and `stats.json`; returns the last.
 
-    All judges whose answers are in the ledger count. `people` is a file of `HumanLevels`, held against the judges.
+    All judges whose answers about this very text are in the ledger count. `people` is held against them.
     """
     raters, counts = ledger.kinds(SEPARATOR), _Counts()
-    human = {row.id: row.levels for row in read_records(people, HumanLevels)} if people else {}
     with ExitStack() as stack:
         judged, kept, dropped = (
             stack.enter_context(write_atomically(folder / f"{name}.jsonl")) for name in ("judgements", "kept", "dropped")
         )
         for talk in talks:
-            judgements = list(_judgements(talk.id, raters, ledger))
+            judgements = list(_judgements(talk, raters, ledger))
             judged.writelines(judgement.to_json().encode() + b"\n" for judgement in judgements)
             counts.add(judgements)
-            counts.agreement.add(counted(judgements) | ({HUMAN: human[talk.id]} if talk.id in human else {}))
+            counts.agreement.add(counted(judgements) | ({HUMAN: people[talk.id]} if talk.id in people else {}))
             reason, detail = _fault(judgements, least) or ("", "")
             if not judgements:
                 reason, detail = "not_judged", "; ".join(filter(None, (ledger.failure(_key(who, talk.id)) for who in raters)))
             counts.read += 1
+            counts.by_people += talk.id in people
             if reason:
                 counts.dropped[reason] += 1
                 row = {"id": talk.id, "reason": reason, "detail": detail}
@@ -120,10 +140,16 @@ def _key(who: str, talk: str) -> str:
     return f"{who}{SEPARATOR}{talk}"
 
 
-def _judgements(talk: str, raters: Sequence[str], ledger: Ledger) -> Iterator[Judgement]:
+def _judgements(talk: Conversation, raters: Sequence[str], ledger: Ledger) -> Iterator[Judgement]:
+    sha = TalkItem(talk, "").sha
     for who in raters:
-        if (record := ledger.record(_key(who, talk))) is not None:
+        if record := _record(ledger, _key(who, talk.id), sha):
             yield parse_record(Judgement, record)
+
+
+def _record(ledger: Ledger, key: str, sha: str) -> str | None:
+    """What was said of this very text, and not of one that had its id before."""
+    return ledger.record(key) if ledger.state(key) == ("done", sha) else None
 
 
 def kind_of(level: Level) -> str:
@@ -146,13 +172,14 @@ def _fault(judgements: Sequence[Judgement], least: Mapping[str, int]) -> tuple[s
     return None
 
 
-def write_pair_results(ids: Callable[[], Iterable[str]], folder: Path, ledger: Ledger) -> dict[str, Any]:
+def write_pair_results(pairs: Iterable[PairItem], folder: Path, ledger: Ledger) -> dict[str, Any]:
     """Write `comparisons.jsonl` and `stats.json` (verdicts by judge and dimension, and how many turned with the order)."""
     verdicts: defaultdict[str, defaultdict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+    raters = ledger.kinds(SEPARATOR)
     with write_atomically(folder / "comparisons.jsonl") as file:
-        for talk in ids():
-            for who in ledger.kinds(SEPARATOR):
-                if (record := ledger.record(_key(who, talk))) is None:
+        for pair in pairs:
+            for who in raters:
+                if (record := _record(ledger, _key(who, pair.a.id), pair.sha)) is None:
                     continue
                 file.write(record.encode() + b"\n")
                 for name, verdict in json.loads(record)["verdicts"].items():

@@ -20,6 +20,7 @@ from qiaoban.conversation import Act, AgeBand, Conversation, Lang
 
 OVERALL = "overall"
 SEPARATOR = "\t"  # between rater and talk in the ids of a ledger
+AGAIN = " again "  # between judge and round in the name of a rater
 _PAIRED = ("accept", "empathise", "label", "limit", "explore", "safeguard", "order", "age_fit", "specific", "honest")
 
 
@@ -55,7 +56,6 @@ class _Reask(_Entry):
 
 class _Words(_Entry):
     unknown_band: Line
-    level: Line
 
 
 class _File(_Entry):
@@ -139,4 +139,4 @@ def as_lines(talk: Conversation) -> str:
 
 def rater(judge: str, round_: int = 0) -> str:
     """The name of a judge in one of its rounds."""
-    return f"{judge} again {round_}" if round_ else judge
+    return f"{judge}{AGAIN}{round_}" if round_ else judge

@@ -120,6 +120,8 @@ class _Reader:
         self._seen += 1
         lines = validated(_Answer, json_of(text)).judgements
         by_name = {line.dimension: line for line in lines}
+        if len(by_name) < len(lines):
+            raise BadReplyError("twice", "a dimension was there twice")
         if unknown := sorted(set(by_name) - set(self.rubric.dimensions)):
             raise BadReplyError("unknown_dimension", f"{unknown[0]!r} is no dimension")
         if missing := [name for name in self.rubric.dimensions if name not in by_name]:

@@ -226,14 +226,17 @@ class Ledger:
         rows = self._db.execute("SELECT DISTINCT substr(id, 1, instr(id, ?) - 1) FROM cards ORDER BY 1", (separator,))
         return [str(row[0]) for row in rows]
 
-    def retry_failed(self) -> int:
-        """Open failed cards again, with another round of tries beyond those that are stored; returns how many."""
+    def retry_failed(self, prefix: str = "") -> int:
+        """Open failed cards again whose ids begin with `prefix`, with another round of tries; returns how many."""
+        which = (len(prefix), prefix)
         with self._db:
             self._db.execute("BEGIN")
             self._db.execute(
-                "INSERT INTO rounds SELECT id, 1 FROM cards WHERE state='failed' ON CONFLICT (card) DO UPDATE SET again=again+1"
+                "INSERT INTO rounds SELECT id, 1 FROM cards WHERE state='failed' AND substr(id, 1, ?)=? "
+                "ON CONFLICT (card) DO UPDATE SET again=again+1",
+                which,
             )
-            return self._db.execute("DELETE FROM cards WHERE state='failed'").rowcount
+            return self._db.execute("DELETE FROM cards WHERE state='failed' AND substr(id, 1, ?)=?", which).rowcount
 
     def rounds(self, card: str) -> int:
         """How many rounds of tries a card has: one, and one more for each `retry_failed`."""

@@ -162,7 +162,7 @@ def open_items(items: Iterable[Thing], ledger: Ledger, path: Path) -> Iterator[T
             yield item
         elif state[1] != item.sha:
             raise DataError(
-                f"{item.id!r} is not what it was when it was settled: the file was changed",
+                f"{item.id!r} is not what it was when it was settled: the file, or what is asked about it, was changed",
                 path=path,
                 hint="use a folder of its own for the new file",
             )
